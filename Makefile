@@ -1,0 +1,30 @@
+PYTHON ?= python3
+SEED ?= 0
+BIN := .venv/bin
+
+.PHONY: setup demo test test-all check
+
+# Built again when a dependency changes.
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; run make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# Sample data, a tiny base, SFT, reward model, PPO and a table, in outputs/demo. No network.
+demo: setup
+	$(BIN)/python scripts/demo.py --seed $(SEED)
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,234 @@
+"""A YAML file and a command line → typed arguments.
+
+The keys are the fields of TRL's own config for the stage (`SFTConfig`, `RewardConfig`, `PPOConfig`), of TRL's
+`ModelConfig`, and of the two small classes below. Precedence: class default < `extends:` parent < file < command
+line. An unknown key and a value of the wrong type are errors that name the file and the line.
+"""
+
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+import yaml
+from transformers import TrainingArguments
+from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
+
+from .data.convert import Stage
+from .errors import UserError
+
+# Keys of TRL's classes that these recipes don't pass on. Setting one is an error rather than a silence.
+UNUSED_KEYS = {
+    "bnb_4bit_quant_storage",
+    "chat_template_path",
+    "dataset_kwargs",
+    "eos_token",
+    "lora_modules_to_save",
+    "lora_target_parameters",
+    "lora_task_type",
+    "model_init_kwargs",
+    "pad_token",
+    "trust_remote_code",
+}
+
+
+@dataclass
+class ModelArguments(ModelConfig):
+    """TRL's ModelConfig, and one key of bitsandbytes that it lacks."""
+
+    llm_int8_threshold: float = field(
+        default=6.0,
+        metadata={
+            "help": "int8: activation columns with an outlier above this are computed in float. They are picked over "
+            "the whole batch, so a row depends on its neighbours; 0 turns it off."
+        },
+    )
+
+
+@dataclass
+class RecipeArguments:
+    """The keys of this project."""
+
+    train_files: list[str] = field(metadata={"help": "Data files to train on."})
+    eval_files: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Held-out data files, in the shapes of train_files."},
+    )
+    invalid_records: Literal["error", "skip"] = field(
+        default="error",
+        metadata={"help": "Refuse a broken or too long record, or leave it out and list it."},
+    )
+    max_prompt_length: int | None = field(default=None, metadata={"help": "PPO: longest templated prompt, in tokens."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into an output_dir that is not empty."})
+
+
+@dataclass
+class Arguments:
+    """Everything that a recipe runs with. `resolved` has every key in force, ready to be a `--config` again."""
+
+    training: Any  # SFTConfig, RewardConfig or PPOConfig
+    model: ModelArguments
+    recipe: RecipeArguments
+    resolved: dict[str, Any]
+
+
+class _Parser(TrlParser):
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required"):
+            message += " (in the config or on the command line)"
+        raise UserError(f"command line: {message}")
+
+
+def training_config(stage: Stage) -> type[TrainingArguments]:
+    """TRL's config class of a stage."""
+    if stage == "ppo":
+        from .ppo.stock import PPOConfig
+
+        return PPOConfig
+    return SFTConfig if stage == "sft" else RewardConfig
+
+
+def parse_arguments(stage: Stage, default_config: str, argv: list[str]) -> Arguments:
+    """Parse `argv` for `stage`; `--config FILE` is `default_config` where it isn't given."""
+    argv = list(argv)
+    path = default_config
+    if "--config" in argv:
+        position = argv.index("--config")
+        if position + 1 == len(argv):
+            raise UserError("command line: --config needs a file")
+        path = argv[position + 1]
+        del argv[position : position + 2]
+
+    classes: list[Any] = [training_config(stage), ModelArguments, RecipeArguments]
+    parser = _Parser(classes, allow_abbrev=False)
+    hints = {name: hint for c in classes for name, hint in typing.get_type_hints(c).items()}
+    known = {action.dest for action in parser._actions} - {"help"}
+    values = {}
+    for key, (value, where) in read_config(Path(path)).items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key '{key}'{_nearest(key, known)}")
+        if value != parser.get_default(key):
+            values[key] = _checked(value, hints[key], f"{where}: key '{key}'")
+    parser.set_defaults(dtype=None)  # None: as the precision of the run asks for
+    parser.set_defaults_with_config(**values)
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise UserError(f"command line: unknown {unknown[0]}{_nearest(unknown[0], known)}")
+
+    resolved = vars(namespace)
+    for key in UNUSED_KEYS & known:
+        if resolved[key] != parser.get_default(key) or key in values:
+            raise UserError(f"{path}: '{key}' has no effect in these recipes; remove it")
+    choose_precision(resolved)
+    try:
+        training, model, recipe = parser.parse_dict(dict(resolved))
+    except (ValueError, ImportError) as error:  # raised by the classes' own checks
+        raise UserError(f"{path}: {error}") from None
+    return Arguments(training, model, recipe, resolved)
+
+
+def choose_precision(values: dict[str, Any]) -> None:
+    """Fill in `use_cpu`, `bf16`, `fp16` and `dtype` from the hardware, where the config doesn't set them.
+
+    On a GPU bfloat16 if it has it (Ampere and later), else float16; on a CPU float32. A base that is trained whole
+    is loaded in float32, under autocast; one under LoRA in the precision of the run.
+    """
+    gpu = torch.cuda.is_available() and not values["use_cpu"]
+    values["use_cpu"] = not gpu
+    if values["bf16"] is None:
+        values["bf16"] = gpu and not values["fp16"] and torch.cuda.is_bf16_supported(including_emulation=False)
+        values["fp16"] = values["fp16"] or (gpu and not values["bf16"])
+    if values["dtype"] is None:
+        half = "bfloat16" if values["bf16"] else "float16" if values["fp16"] else "float32"
+        values["dtype"] = half if values["use_peft"] else "float32"
+
+
+def read_config(path: Path) -> dict[str, tuple[Any, str]]:
+    """The keys of a flat YAML file and of the files it extends → value and "file, line N"."""
+    return _read_config(path, [])
+
+
+def _read_config(path: Path, children: list[Path]) -> dict[str, tuple[Any, str]]:
+    if path.resolve() in children:
+        raise UserError(f"{path}: extends itself, through {' and '.join(map(str, children))}")
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if node is not None and not isinstance(node, yaml.MappingNode):
+            raise UserError(f"{path}: expected lines of `key: value`")
+        entries = []
+        for key, value in node.value if node else []:
+            where = f"{path}, line {key.start_mark.line + 1}"
+            entries.append((key.value, loader.construct_object(value, deep=True), where))
+    except OSError as error:
+        raise UserError(f"{path}: can't read this config: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: broken YAML: {error}") from None
+
+    config: dict[str, tuple[Any, str]] = {}
+    for key, value, where in entries:
+        if key in config:
+            raise UserError(f"{where}: key '{key}' is set twice")
+        config[key] = (value, where)
+    if "extends" not in config:
+        return config
+    parent, where = config.pop("extends")
+    if not isinstance(parent, str):
+        raise UserError(f"{where}: key 'extends': found {parent!r}, expected one path, relative to this file")
+    return _read_config(path.parent / parent, [*children, path.resolve()]) | config
+
+
+def _nearest(key: str, known: set[str]) -> str:
+    matches = difflib.get_close_matches(key.lstrip("-").replace("-", "_"), sorted(known), n=1)
+    return f". Did you mean '{matches[0]}'?" if matches else ". See --help for the keys."
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """`value` as a type that `hint` admits, or a `UserError`. YAML reads `1e-5` as a string: here it is a number."""
+    branches = typing.get_args(hint) if _is_union(hint) else (hint,)
+    for branch in branches:
+        if _is_a(value, branch):
+            return float(value) if branch is float else value
+    if isinstance(value, str) and float in branches:
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    raise UserError(f"{where}: found {value!r}, expected {_describe(branches)}")
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin is list:
+        return isinstance(value, list) and all(_is_a(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return value in [member.value for member in hint]
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _describe(branches: tuple[Any, ...]) -> str:
+    names = []
+    for branch in branches:
+        if typing.get_origin(branch) is Literal:
+            names += [repr(choice) for choice in typing.get_args(branch)]
+        elif isinstance(branch, type) and issubclass(branch, Enum):
+            names += [repr(member.value) for member in branch]
+        elif branch is type(None):
+            names.append("null")
+        else:
+            names.append(getattr(branch, "__name__", str(branch)) if branch in (int, float, str, bool) else str(branch))
+    return " or ".join(names)

@@ -1,0 +1,22 @@
+"""Errors that a person can mend, printed on one screen and without a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something in a file, a config or a command is wrong. The message says what, where, and what to do."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; print a `UserError` as plain text and exit with status 1.
+
+    In a distributed run every process meets the same error, and only the first one prints it.
+    """
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(1)

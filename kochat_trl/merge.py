@@ -1,0 +1,103 @@
+"""A LoRA adapter → a plain model that any tool opens."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .arguments import ModelArguments
+from .data.convert import encode_dialogue, encode_prompt
+from .errors import UserError
+from .models import (
+    base_of_adapter,
+    has_score_head,
+    is_adapter,
+    load_adapter,
+    load_causal_lm,
+    load_reward_model,
+)
+from .outputs import check_output_dir
+from .tokenizer import load_tokenizer
+
+TOLERANCE = 1e-3  # of logits, in float32; rounding in W + BA gives about 1e-5
+PROBES = (
+    ("불고기용 고기 한우에요?", "네, 한우입니다."),
+    ("리처드 닉슨이 43대 부통령직을 수행한 년도는?", "1953년입니다."),
+    ("시카고 오헤어 국제공항은 어디에 있어", "미국 일리노이주 시카고에 있습니다."),
+    ("오늘 미세먼지 어때?", "저는 실시간 정보를 알 수 없습니다."),
+)
+logger = logging.getLogger(__name__)
+
+
+def merge_adapter(adapter: str, output: str | Path, overwrite: bool = False) -> float:
+    """Merge the adapter (SFT, PPO or reward, with its score head) into its base, and save the result.
+
+    The base is the one that the adapter's own metadata names, loaded in float32 and never quantized. The merged
+    model is loaded again from its files and compared with the unmerged one on real text.
+
+    Writes safetensors, tokenizer, chat template and, for a language model, a generation config. Returns the largest
+    absolute difference of a logit. Raises `UserError` if it is above `TOLERANCE`, if `adapter` is none, or if
+    `output` is not empty and `overwrite` is false.
+    """
+    output = Path(output)
+    if not is_adapter(adapter):
+        raise UserError(f"{adapter}: no adapter_config.json there, so there is nothing to merge")
+    check_output_dir(output, allowed=overwrite)
+    base = base_of_adapter(adapter)
+    tokenizer = load_tokenizer(adapter)
+    exact = ModelArguments(dtype="float32")
+    model: Any
+    if has_score_head(adapter):
+        auto_class: Any = AutoModelForSequenceClassification
+        model = load_reward_model(adapter, exact, tokenizer)
+    else:
+        auto_class = AutoModelForCausalLM
+        model = load_adapter(load_causal_lm(base, exact, tokenizer), adapter)
+    model.eval()
+    before = _logits(model, tokenizer)
+    merged: PreTrainedModel = model.merge_and_unload()
+    merged.config._name_or_path = base
+    if auto_class is AutoModelForCausalLM:
+        merged.generation_config = GenerationConfig(
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            max_new_tokens=128,
+        )
+    merged.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+    reloaded, info = auto_class.from_pretrained(output, dtype=torch.float32, output_loading_info=True)
+    missing = {key: names for key, names in info.items() if names}
+    if missing:
+        raise UserError(f"{output}: the merged model doesn't load back whole: {missing}")
+    difference = max(
+        float((a - b).abs().max()) for a, b in zip(before, _logits(reloaded.eval(), tokenizer), strict=True)
+    )
+    logger.info("merged %s into %s: largest difference of a logit %.1e", adapter, base, difference)
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"{output}: a logit of the merged model differs by {difference:.1e} from the unmerged one, more than "
+            f"{TOLERANCE:.0e}. Is {base} the base that the adapter was trained on?"
+        )
+    return difference
+
+
+@torch.no_grad()
+def _logits(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[torch.Tensor]:
+    rows = []
+    for prompt, answer in PROBES:
+        messages = (
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": answer},
+        )
+        rows.append(torch.tensor([encode_dialogue(tokenizer, messages)[0]]))
+        rows.append(torch.tensor([encode_prompt(tokenizer, prompt)]))
+    return [model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for ids in rows]

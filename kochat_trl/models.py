@@ -1,0 +1,231 @@
+"""Base models, quantization, LoRA and the reward model's score head.
+
+Trainable weights are float32 whatever the base is loaded in. The base may be float32, bfloat16, float16, int8 or
+nf4; bitsandbytes quantizes it while it loads, on a GPU or on a CPU.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
+
+from .arguments import ModelArguments
+from .errors import UserError
+from .tokenizer import check_fits
+
+ADAPTER_CONFIG = "adapter_config.json"
+SCORE = "score"  # the name that transformers gives to the head of a sequence classifier
+
+
+def is_adapter(path: str) -> bool:
+    """Whether `path` is a local folder with a PEFT adapter (as against a model, or a name on the Hub)."""
+    return (Path(path) / ADAPTER_CONFIG).is_file()
+
+
+def has_score_head(path: str) -> bool:
+    """Whether the weights in the local folder `path`, of an adapter or a model, hold a reward model's head."""
+    for file in Path(path).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            if any(SCORE in name.split(".") for name in weights.keys()):  # noqa: SIM118 (not a dict)
+                return True
+    return False
+
+
+def base_of_adapter(path: str) -> str:
+    """The base model that an adapter's own metadata names.
+
+    A base inside the adapter's folder is found there too if the folder was moved.
+    """
+    base = json.loads((Path(path) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    moved = Path(path) / Path(base).name
+    return str(moved) if moved.is_dir() and not Path(base).is_dir() else base
+
+
+def require_stage_output(path: str) -> None:
+    """Raise `UserError` if `path` can only be a local folder (a Hub name is `owner/name`) and isn't there."""
+    if path.count("/") != 1 and not Path(path).is_dir():
+        raise UserError(
+            f"there is no folder {path}. If an earlier stage writes it, run that first: recipes/sft.py, then "
+            "recipes/reward.py, then recipes/ppo.py"
+        )
+
+
+def load_causal_lm(path: str, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Load a causal LM in the dtype or quantization that `model_args` asks for, padded as `tokenizer` pads."""
+    return _load(AutoModelForCausalLM, path, model_args, tokenizer)
+
+
+def new_reward_model(path: str, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Load a causal LM's backbone under a new score head, (hidden, 1) without bias, in float32.
+
+    The head is drawn from torch's global generator: seed it first.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it warns that the head is new, which is meant
+    try:
+        model = _load(AutoModelForSequenceClassification, path, model_args, tokenizer, num_labels=1)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    _score_in_float32(model)
+    return model
+
+
+def load_reward_model(
+    path: str,
+    model_args: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    trainable: bool = False,
+) -> PreTrainedModel:
+    """Load a trained reward model: an adapter with its head, or a merged model.
+
+    With `trainable`, the adapter and the head (or all weights of a merged model) can be trained on, as a value
+    model's are. Raises `UserError` if the files hold no score head: a random one would score noise.
+    """
+    require_stage_output(path)
+    if Path(path).is_dir() and not has_score_head(path):
+        raise UserError(
+            f"{path}: no score head there, so it is no reward model; give the output of recipes/reward.py, or the "
+            "same merged by scripts/merge_lora.py"
+        )
+    if not is_adapter(path):
+        model = _load(AutoModelForSequenceClassification, path, model_args, tokenizer, num_labels=1)
+        _score_in_float32(model)
+        return model.requires_grad_(trainable)
+    model = new_reward_model(base_of_adapter(path), model_args, tokenizer)
+    return load_adapter(model, path, trainable)
+
+
+def load_adapter(model: PreTrainedModel, path: str, trainable: bool = False) -> Any:
+    """Put the adapter in the folder `path` on `model`, whether or not it was trained on a quantized base."""
+    config = PeftConfig.from_pretrained(path)
+    config.fan_in_fan_out = _has_conv1d(model)
+    return cast_trainable_to_float32(PeftModel.from_pretrained(model, path, config=config, is_trainable=trainable))
+
+
+def add_lora(model: PreTrainedModel, model_args: ModelArguments) -> PreTrainedModel:
+    """Wrap `model` in a new LoRA adapter, trainable weights in float32; the model as it is if LoRA is off.
+
+    Without `lora_target_modules` every linear layer of the blocks is adapted. PEFT's own default for GPT-2 is the
+    attention's input projection alone, one layer in four. A score head is trained and saved whole.
+
+    Raises `UserError` if the model is quantized and LoRA is off, or if nothing is adapted.
+    """
+    if not model_args.use_peft:
+        if getattr(model, "is_quantized", False):
+            raise UserError("a quantized base can't be trained whole: set `use_peft: true`")
+        return model
+    is_reward = hasattr(model, SCORE)
+    config = LoraConfig(
+        task_type="SEQ_CLS" if is_reward else "CAUSAL_LM",
+        r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        target_modules=model_args.lora_target_modules or "all-linear",
+        modules_to_save=[SCORE] if is_reward else None,
+        fan_in_fan_out=_has_conv1d(model),
+        use_rslora=model_args.use_rslora,
+        use_dora=model_args.use_dora,
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"lora_target_modules: {error}") from None
+    return cast_trainable_to_float32(adapted)
+
+
+def adapted_modules(model: nn.Module) -> list[str]:
+    """Names of the modules that an adapter of `model` changes."""
+    return [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+def cast_trainable_to_float32(model: Any) -> Any:
+    """Cast every trainable weight to float32 in place, and return `model`.
+
+    TRL's trainers cast them to bfloat16 when the base is quantized: small updates are then lost to rounding, and
+    RewardTrainer on int8 fails on the dtype. Call this again after building a trainer.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def _load(
+    auto_class: Any,
+    path: str,
+    model_args: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    require_stage_output(path)
+    try:
+        config = AutoConfig.from_pretrained(
+            path, revision=model_args.model_revision if not Path(path).exists() else None, **kwargs
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"no model at '{path}': {str(error).splitlines()[0]}") from None
+    config.pad_token_id = tokenizer.pad_token_id
+    check_fits(tokenizer, config.vocab_size, path)
+    quantization = _quantization(model_args)
+    device_map = None
+    if quantization is not None and torch.cuda.is_available():
+        device_map = {"": int(os.environ.get("LOCAL_RANK", "0"))}  # a copy for each process
+    model = auto_class.from_pretrained(
+        path,
+        config=config,
+        revision=model_args.model_revision,
+        dtype=model_args.dtype,
+        attn_implementation=model_args.attn_implementation,
+        quantization_config=quantization,
+        device_map=device_map,
+    )
+    if hasattr(model, "generation_config") and model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model
+
+
+def _quantization(model_args: ModelArguments) -> BitsAndBytesConfig | None:
+    if model_args.load_in_8bit:
+        return BitsAndBytesConfig(
+            load_in_8bit=True,
+            llm_int8_threshold=model_args.llm_int8_threshold,
+            llm_int8_skip_modules=["lm_head", SCORE],
+        )
+    if model_args.load_in_4bit:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=model_args.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=model_args.use_bnb_nested_quant,
+            bnb_4bit_compute_dtype=model_args.dtype,
+            llm_int8_skip_modules=["lm_head", SCORE],
+        )
+    return None
+
+
+def _has_conv1d(model: nn.Module) -> bool:
+    """GPT-2's Conv1D keeps its weight transposed; bitsandbytes replaces it by a linear layer that doesn't."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
+def _score_in_float32(model: PreTrainedModel) -> None:
+    """Keep the head in float32 and hand it float32, also where no autocast does (TRL's PPO rollout)."""
+    head = getattr(model, SCORE)
+    head.float()
+    head.register_forward_pre_hook(lambda module, args: (args[0].to(module.weight.dtype),))

@@ -1,0 +1,164 @@
+"""What a run leaves behind, and the checks before it starts.
+
+`<output_dir>/` holds the adapter or model (safetensors), the tokenizer with its template, `resolved.yaml` (every
+value in force, a `--config` again), `metrics.json`, `environment.json`, a model card, and `left_out.txt` where
+records were left out.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+from rich.console import Console
+from rich.logging import RichHandler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
+
+from .arguments import Arguments, parse_arguments
+from .data.convert import Stage
+from .data.records import RecordError
+from .errors import UserError
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
+logger = logging.getLogger(__name__)
+
+
+def start_run(stage: Stage, default_config: str) -> Arguments:
+    """Parse the command line, set up logging and the seed, and refuse an output folder that is in use."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries, about each other
+    args = parse_arguments(stage, default_config, sys.argv[1:])
+    state = PartialState()
+    width = None if sys.stderr.isatty() else 200  # rich takes a log file for 80 columns wide
+    handler = RichHandler(
+        console=Console(stderr=True, width=width),
+        show_time=False,
+        show_path=False,
+        show_level=False,
+    )
+    level = logging.INFO if state.is_main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+    output_dir = Path(args.training.output_dir)
+    resuming = args.training.resume_from_checkpoint is not None
+    check_output_dir(output_dir, allowed=args.recipe.overwrite_output_dir or resuming)
+    state.wait_for_everyone()  # no process may write before all have looked
+    set_seed(args.training.seed)
+    return args
+
+
+def check_output_dir(output_dir: Path, allowed: bool = False) -> None:
+    """Raise `UserError` if `output_dir` holds anything, unless it is `allowed` to. Nothing is deleted."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"{output_dir} is a file; the output goes into a folder of its own")
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not allowed:
+        raise UserError(
+            f"{output_dir} is not empty. Choose another --output_dir, pass --overwrite_output_dir to write into "
+            "it, or --resume_from_checkpoint to go on"
+        )
+
+
+def finish_run(
+    trainer: Trainer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: Arguments,
+    metrics: dict[str, Any],
+    left_out: Sequence[RecordError],
+    next_step: str,
+) -> None:
+    """Save everything that a run leaves behind (on the first process only), and say where it is."""
+    state = PartialState()
+    if state.is_main_process:
+        output_dir = Path(args.training.output_dir)
+        model.save_pretrained(output_dir)
+        tokenizer.save_pretrained(output_dir)
+        _write_yaml(output_dir / "resolved.yaml", args.resolved)
+        _write_json(output_dir / "metrics.json", metrics | {"history": trainer.state.log_history})
+        _write_json(output_dir / "environment.json", environment(args))
+        (output_dir / "README.md").write_text(model_card(output_dir, args), encoding="utf-8")
+        if left_out:
+            lines = "".join(f"{error}\n" for error in left_out)
+            (output_dir / "left_out.txt").write_text(lines, encoding="utf-8")
+            logger.info("%d records were left out: %s/left_out.txt", len(left_out), output_dir)
+        shown = {key: round(value, 4) for key, value in metrics.items() if isinstance(value, float)}
+        logger.info("%s", shown)
+        logger.info("Written to %s. Next: %s", output_dir, next_step)
+    state.wait_for_everyone()
+
+
+def model_card(output_dir: Path, args: Arguments) -> str:
+    """A model card: what it was made of, and how to load it."""
+    stage = type(args.training).__name__.removesuffix("Config")
+    adapter = args.model.use_peft
+    base = args.model.model_name_or_path or args.training.sft_model_path
+    data = "\n".join(f"- `{file}`" for file in args.recipe.train_files)
+    load = (
+        f"python scripts/merge_lora.py --adapter {output_dir} --output FOLDER"
+        if adapter
+        else f'AutoModel.from_pretrained("{output_dir}")'
+    )
+    return f"""---
+library_name: {"peft" if adapter else "transformers"}
+language: ko
+tags: [kochat_trl, trl, {stage.lower()}]
+---
+
+# {output_dir.name}
+
+{stage} {"LoRA adapter" if adapter else "model"}, trained by kochat_trl from `{base}`. The licence of that model and of the
+data holds for this one too; `skt/kogpt2-base-v2` is CC-BY-NC-SA 4.0.
+
+Trained on:
+{data}
+
+Settings are in `resolved.yaml`, results in `metrics.json`, versions and data hashes in `environment.json`. To load it:
+
+```
+{load}
+```
+"""
+
+
+def environment(args: Arguments) -> dict[str, Any]:
+    """What it takes to run this again: command, versions, commit, hardware, seed and hashes of the data."""
+    state = PartialState()
+    gpu = state.device.type == "cuda"
+    files = [*args.recipe.train_files, *args.recipe.eval_files]
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name(state.device) if gpu else platform.processor() or "cpu",
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated(state.device) if gpu else None,
+        "world_size": state.num_processes,
+        "backend": torch.distributed.get_backend() if state.use_distributed else None,
+        "seed": args.training.seed,
+        "data_sha256": {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files},
+    }
+
+
+def _commit() -> str | None:
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # no git on this machine
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_yaml(path: Path, content: Any) -> None:
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")

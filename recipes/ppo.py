@@ -1,0 +1,78 @@
+"""Stage 3, PPO: answer prompts, score the answers, and make the better ones likelier.
+
+    accelerate launch recipes/ppo.py                                      # configs/kogpt2/ppo.yaml
+    accelerate launch recipes/ppo.py --config configs/tiny/ppo.yaml --kl_coef 0.1
+
+Needs the outputs of stages 1 (`sft_model_path`) and 2 (`reward_model_path`).
+"""
+
+from pathlib import Path
+
+from kochat_trl.data.convert import build_datasets
+from kochat_trl.errors import run
+from kochat_trl.merge import merge_adapter
+from kochat_trl.models import (
+    add_lora,
+    cast_trainable_to_float32,
+    is_adapter,
+    load_causal_lm,
+    load_reward_model,
+    require_stage_output,
+)
+from kochat_trl.outputs import finish_run, start_run
+from kochat_trl.ppo.stock import build_trainer, refuse_unsupported
+from kochat_trl.tokenizer import load_tokenizer
+
+
+def main() -> None:
+    args = start_run("ppo", default_config="configs/kogpt2/ppo.yaml")
+    training, recipe = args.training, args.recipe
+    sft_path, reward_path = training.sft_model_path, training.reward_model_path
+    require_stage_output(sft_path)
+    require_stage_output(reward_path)
+
+    # 1. Prompts → tokens, through the template of SFT, up to where the answer starts.
+    tokenizer = load_tokenizer(sft_path)
+    train_dataset, eval_dataset, left_out = build_datasets(
+        recipe.train_files,
+        recipe.eval_files,
+        "ppo",
+        tokenizer,
+        recipe.max_prompt_length,
+        skip_invalid=recipe.invalid_records == "skip",
+    )
+    refuse_unsupported(training, train_dataset)
+
+    # 2. The policy: a new adapter on the SFT model. With the adapter switched off it is the reference.
+    #    The SFT adapter is merged in float; what is loaded again may be quantized.
+    if is_adapter(sft_path):
+        sft_base = str(Path(training.output_dir) / "sft_merged")
+        merge_adapter(sft_path, sft_base, overwrite=recipe.overwrite_output_dir)
+    else:
+        sft_base = sft_path
+    policy = add_lora(load_causal_lm(sft_base, args.model, tokenizer), args.model)
+
+    # 3. The reward model is frozen; the value model starts from it and is trained.
+    reward_model = load_reward_model(reward_path, args.model, tokenizer)
+    value_model = load_reward_model(reward_path, args.model, tokenizer, trainable=True)
+
+    # 4. Train.
+    trainer = build_trainer(training, tokenizer, policy, reward_model, value_model, train_dataset, eval_dataset)
+    cast_trainable_to_float32(trainer.model)
+    trainer.train()
+
+    # 5. Save the policy's adapter.
+    last = trainer.state.log_history[-1]
+    finish_run(
+        trainer,
+        trainer.accelerator.unwrap_model(trainer.model).policy,
+        tokenizer,
+        args,
+        last,
+        left_out,
+        f"python scripts/merge_lora.py --adapter {training.output_dir} --output FOLDER",
+    )
+
+
+if __name__ == "__main__":
+    run(main)

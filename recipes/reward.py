@@ -1,0 +1,55 @@
+"""Stage 2, the reward model: which of two answers would a person prefer?
+
+    accelerate launch recipes/reward.py                                   # configs/kogpt2/reward.yaml
+    accelerate launch recipes/reward.py --config configs/tiny/reward.yaml --lora_r 32
+
+The loss is `kochat_trl.losses.pairwise_loss`, as TRL's RewardTrainer computes it.
+"""
+
+from trl import RewardTrainer
+
+from kochat_trl.data.convert import build_datasets
+from kochat_trl.errors import run
+from kochat_trl.models import add_lora, cast_trainable_to_float32, new_reward_model
+from kochat_trl.outputs import finish_run, start_run
+from kochat_trl.tokenizer import load_tokenizer
+
+
+def main() -> None:
+    args = start_run("reward", default_config="configs/kogpt2/reward.yaml")
+    training, recipe = args.training, args.recipe
+
+    # 1. Rankings → (chosen, rejected) pairs → tokens, through the same template as SFT.
+    tokenizer = load_tokenizer(args.model.model_name_or_path, args.model.model_revision)
+    train_dataset, eval_dataset, left_out = build_datasets(
+        recipe.train_files,
+        recipe.eval_files,
+        "reward",
+        tokenizer,
+        training.max_length,
+        skip_invalid=recipe.invalid_records == "skip",
+    )
+
+    # 2. The base without its LM head, under a score head; LoRA on the blocks, the head trained whole.
+    model = new_reward_model(args.model.model_name_or_path, args.model, tokenizer)
+    model = add_lora(model, args.model)
+
+    # 3. Train. −log σ(r_chosen − r_rejected), with r read at the last token, `</s>`.
+    trainer = RewardTrainer(
+        model=model,
+        args=training,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+    )
+    cast_trainable_to_float32(trainer.model)
+    metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
+    if eval_dataset is not None:
+        metrics |= trainer.evaluate()
+
+    # 4. Save, the head with the adapter.
+    finish_run(trainer, model, tokenizer, args, metrics, left_out, "accelerate launch recipes/ppo.py")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,55 @@
+"""Stage 1, supervised fine-tuning.
+
+    accelerate launch recipes/sft.py                                      # configs/kogpt2/sft.yaml
+    accelerate launch recipes/sft.py --config configs/tiny/sft.yaml --learning_rate 1e-4
+
+Every key of the config is also a flag: `python recipes/sft.py --help`.
+"""
+
+from trl import SFTTrainer
+
+from kochat_trl.data.convert import build_datasets
+from kochat_trl.errors import run
+from kochat_trl.models import add_lora, cast_trainable_to_float32, load_causal_lm
+from kochat_trl.outputs import finish_run, start_run
+from kochat_trl.tokenizer import load_tokenizer
+
+
+def main() -> None:
+    args = start_run("sft", default_config="configs/kogpt2/sft.yaml")
+    training, recipe = args.training, args.recipe
+
+    # 1. Text → tokens. Labels are the assistant's turns; everything else is −100.
+    tokenizer = load_tokenizer(args.model.model_name_or_path, args.model.model_revision)
+    train_dataset, eval_dataset, left_out = build_datasets(
+        recipe.train_files,
+        recipe.eval_files,
+        "sft",
+        tokenizer,
+        training.max_length,
+        skip_invalid=recipe.invalid_records == "skip",
+    )
+
+    # 2. The base, quantized if asked for, under a new LoRA adapter.
+    model = load_causal_lm(args.model.model_name_or_path, args.model, tokenizer)
+    model = add_lora(model, args.model)
+
+    # 3. Train. Cross-entropy on the labels.
+    trainer = SFTTrainer(
+        model=model,
+        args=training,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+    )
+    cast_trainable_to_float32(trainer.model)
+    metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
+    if eval_dataset is not None:
+        metrics |= trainer.evaluate()
+
+    # 4. Save.
+    finish_run(trainer, model, tokenizer, args, metrics, left_out, "accelerate launch recipes/reward.py")
+
+
+if __name__ == "__main__":
+    run(main)

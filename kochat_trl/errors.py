@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 
@@ -10,10 +11,11 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; print a `UserError` as plain text and exit with status 1.
+    """Call `main`, the body of a command; print a `UserError` as plain text and exit with status 1.
 
     In a distributed run every process meets the same error, and only the first one prints it.
     """
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries, about each other
     try:
         main()
     except UserError as error:

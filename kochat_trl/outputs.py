@@ -12,7 +12,6 @@ import logging
 import platform
 import subprocess
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 def start_run(stage: Stage, default_config: str) -> Arguments:
     """Parse the command line, set up logging and the seed, and refuse an output folder that is in use."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries, about each other
     args = parse_arguments(stage, default_config, sys.argv[1:])
     state = PartialState()
     width = None if sys.stderr.isatty() else 200  # rich takes a log file for 80 columns wide

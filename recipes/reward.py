@@ -6,13 +6,13 @@
 The loss is `kochat_trl.losses.pairwise_loss`, as TRL's RewardTrainer computes it.
 """
 
-from trl import RewardTrainer
-
 from kochat_trl.data.convert import build_datasets
 from kochat_trl.errors import run
 from kochat_trl.models import add_lora, cast_trainable_to_float32, new_reward_model
 from kochat_trl.outputs import finish_run, start_run
 from kochat_trl.tokenizer import load_tokenizer
+
+from trl import RewardTrainer
 
 
 def main() -> None:

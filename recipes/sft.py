@@ -6,13 +6,13 @@
 Every key of the config is also a flag: `python recipes/sft.py --help`.
 """
 
-from trl import SFTTrainer
-
 from kochat_trl.data.convert import build_datasets
 from kochat_trl.errors import run
 from kochat_trl.models import add_lora, cast_trainable_to_float32, load_causal_lm
 from kochat_trl.outputs import finish_run, start_run
 from kochat_trl.tokenizer import load_tokenizer
+
+from trl import SFTTrainer
 
 
 def main() -> None:

@@ -1,0 +1,81 @@
+"""Shared inputs: a tiny base made on the spot, and real data where it is at hand."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from kochat_trl.tokenizer import load_tokenizer
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+PAIRS = [
+    ("대한민국의 수도는 어디인가요?", "대한민국의 수도는 서울입니다.", "서울 서울 서울"),
+    ("일본의 수도는 어디인가요?", "일본의 수도는 도쿄입니다.", "I do not know."),
+    ("하나 더하기 둘은 얼마예요?", "하나 더하기 둘은 셋이에요.", "몰라"),
+    ("반가워요", "저도 반가워요. 무엇을 도와드릴까요?", "반가"),
+    ("높다의 반대말은 뭐야?", "높다의 반대말은 낮다입니다.", "높다 높다 높다"),
+    ("강아지는 어떻게 울어요?", "강아지는 멍멍 하고 울어요.", "(멍멍)"),
+]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("the real KoChatGPT inputs are not beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny GPT-2 laid out as kogpt2 is on the Hub, by the project's own script, hardly trained."""
+    folder = tmp_path_factory.mktemp("tiny")
+    text = folder / "text.txt"
+    text.write_text("\n".join(f"{prompt} {good} {bad}" for prompt, good, bad in PAIRS * 20), encoding="utf-8")
+    command = [sys.executable, ROOT / "scripts/make_tiny_base.py", "--text", text, "--output", folder / "base"]
+    subprocess.run([*command, "--steps", "10"], check=True, capture_output=True)
+    return str(folder / "base")
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_base: str):
+    return load_tokenizer(tiny_base)
+
+
+@pytest.fixture(scope="session")
+def kochatgpt_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One small file for each stage, in KoChatGPT's shapes (JSON arrays named .jsonl)."""
+    folder = tmp_path_factory.mktemp("data")
+    records = {
+        "sft": [{"prompt": p, "completion": good, "tokens": 9} for p, good, _ in PAIRS],
+        "reward": [
+            {"prompt": p, "completion_0": bad, "completion_1": good, "completion_2": "음", "ranking": [1, 0, 2]}
+            for p, good, bad in PAIRS
+        ],
+        "ppo": [{"prompt": p} for p, _, _ in PAIRS],
+    }
+    paths = {}
+    for stage, content in records.items():
+        path = folder / f"kochatgpt_{stage}.jsonl"
+        path.write_text("\ufeff" + json.dumps(content, ensure_ascii=False, indent=4), encoding="utf-8")
+        paths[stage] = str(path)
+    return paths
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], str]:
+    """Write a file into the test's folder and return its path."""
+
+    def write_file(name: str, content: str) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+        return str(path)
+
+    return write_file

@@ -1,0 +1,156 @@
+"""YAML and command line → typed arguments, and what is refused."""
+
+import importlib
+from pathlib import Path
+
+from kochat_trl.arguments import choose_precision, parse_arguments
+from kochat_trl.errors import UserError
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
+BASE = "train_files: [a.jsonl]\nlearning_rate: 1e-5\nlora_r: 4\n"
+
+
+def parse(write, text, *argv, stage="sft"):
+    write("base.yaml", BASE)
+    return parse_arguments(stage, write("run.yaml", text), list(argv))
+
+
+def stage_of(path: Path) -> str:
+    parent = yaml.safe_load(path.read_text(encoding="utf-8")).get("extends")
+    return stage_of((path.parent / parent).resolve()) if parent else path.stem
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_config_is_parsed_by_the_real_parser(path):
+    if path.parent.name == "accelerate":
+        assert load_config_from_file(str(path)).num_processes >= 1
+        return
+    args = parse_arguments(stage_of(path), str(path), [])
+    assert args.training.output_dir.startswith("outputs/")
+    assert args.training.report_to == []
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert "accelerate launch recipes/" in text
+
+
+def test_configs_are_there():
+    names = {f"{p.parent.name}/{p.name}" for p in CONFIGS}
+    assert {f"{size}/{stage}.yaml" for size in ("tiny", "kogpt2") for stage in ("sft", "reward", "ppo")} <= names
+    assert {f"accelerate/{name}.yaml" for name in ("cpu", "one_gpu", "ddp")} <= names
+    assert any(name.startswith("experiments/") for name in names)
+
+
+def test_precedence(write):
+    text = "extends: base.yaml\nlora_r: 8\n"
+    assert parse(write, text).model.lora_alpha == 32  # class
+    assert parse(write, text).training.learning_rate == 1e-5  # parent
+    assert parse(write, text).model.lora_r == 8  # file
+    assert parse(write, text, "--lora_r", "16").model.lora_r == 16  # command line
+    other = write("other.yaml", "extends: base.yaml\nlora_r: 2\n")
+    assert parse(write, text, "--config", other).model.lora_r == 2
+
+
+def test_extends_is_relative_to_the_file_and_goes_on(write):
+    write("deep/er/c.yaml", "extends: ../b.yaml\nlora_r: 3\n")
+    write("deep/b.yaml", "extends: ../base.yaml\nlora_alpha: 7\n")
+    args = parse(write, "extends: deep/er/c.yaml\n")
+    assert (args.model.lora_r, args.model.lora_alpha, args.training.learning_rate) == (3, 7, 1e-5)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_resolved_is_a_config_again(write, stage):
+    args = parse(write, "extends: base.yaml\noutput_dir: x\nload_in_8bit: true\n", "--seed", "3", stage=stage)
+    again = parse_arguments(stage, write("again.yaml", yaml.safe_dump(args.resolved)), [])
+    assert again.resolved == args.resolved
+    assert (again.training.seed, again.training.learning_rate, again.model.load_in_8bit) == (3, 1e-5, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("lerning_rate: 1", "run.yaml, line 2: unknown key 'lerning_rate'. Did you mean 'learning_rate'?"),
+        ("num_ppo_epochs: 1", "unknown key 'num_ppo_epochs'"),  # PPO's, not SFT's
+        ("lora_r: [3]", r"line 2: key 'lora_r': found \[3\], expected int"),
+        ("lora_r: 2.5", "key 'lora_r': found 2.5, expected int"),
+        ("lora_r: true", "key 'lora_r': found True, expected int"),
+        ("learning_rate: [3]", r"key 'learning_rate': found \[3\], expected float"),
+        ("learning_rate: fast", "key 'learning_rate': found 'fast', expected float"),
+        ("load_in_8bit: 'yes'", "key 'load_in_8bit': found 'yes', expected bool"),
+        ("train_files: a.jsonl", r"key 'train_files': found 'a.jsonl', expected list\[str\]"),
+        ("invalid_records: maybe", "found 'maybe', expected 'error' or 'skip'"),
+        ("max_length: long", "key 'max_length': found 'long', expected int or null"),
+        ("save_strategy: sometimes", "sometimes is not a valid SaveStrategy"),
+        ("load_in_8bit: true\nload_in_4bit: true", "8 bit and 4 bit precision at the same time"),
+        ("trust_remote_code: true", "'trust_remote_code' has no effect in these recipes"),
+        ("lora_r: 1\nlora_r: 2", "line 3: key 'lora_r' is set twice"),
+        ("lora_r: [", "broken YAML"),
+    ],
+)
+def test_a_bad_line_is_named(write, line, message):
+    with pytest.raises(UserError, match=message):
+        parse(write, f"extends: base.yaml\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lerning_rate", "1"], "unknown --lerning_rate. Did you mean 'learning_rate'?"),
+        (["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        (["--lora", "3"], "unknown --lora"),  # no abbreviations
+        (["--config"], "--config needs a file"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: can't read this config: No such file"),
+    ],
+)
+def test_a_bad_command_line_is_named(write, argv, message):
+    with pytest.raises(UserError, match=message):
+        parse(write, "extends: base.yaml\n", *argv)
+
+
+def test_files_that_make_no_config(write):
+    with pytest.raises(UserError, match="extends itself"):
+        parse(write, "extends: run.yaml\n")
+    with pytest.raises(UserError, match="expected lines of `key: value`"):
+        parse(write, "- a\n")
+    with pytest.raises(UserError, match="required: --train_files.*in the config or on the command line"):
+        parse(write, "lora_r: 4\n")
+
+
+CHOICES = {"use_cpu": False, "bf16": None, "fp16": False, "dtype": None, "use_peft": True}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "ampere", "given", "expected"),
+    [
+        (False, False, {}, {"use_cpu": True, "bf16": False, "fp16": False, "dtype": "float32"}),
+        (True, True, {}, {"use_cpu": False, "bf16": True, "fp16": False, "dtype": "bfloat16"}),
+        (True, False, {}, {"use_cpu": False, "bf16": False, "fp16": True, "dtype": "float16"}),
+        (True, True, {"use_peft": False}, {"bf16": True, "dtype": "float32"}),
+        (True, True, {"use_cpu": True}, {"use_cpu": True, "bf16": False, "dtype": "float32"}),
+        (True, True, {"fp16": True}, {"bf16": False, "fp16": True, "dtype": "float16"}),
+        (True, True, {"bf16": False}, {"bf16": False, "fp16": False, "dtype": "float32"}),
+        (True, True, {"dtype": "float32"}, {"bf16": True, "dtype": "float32"}),
+    ],
+)
+def test_precision_follows_the_hardware(monkeypatch, gpu, ampere, given, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: ampere)
+    values = CHOICES | given
+    choose_precision(values)
+    assert {key: values[key] for key in expected} == expected
+
+
+def test_defaults_are_quiet(write, monkeypatch):
+    args = parse(write, "extends: base.yaml\n")
+    assert args.training.report_to == []
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    import kochat_trl
+
+    importlib.reload(kochat_trl)
+    import os
+
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"

@@ -1,0 +1,201 @@
+"""Quantization, LoRA and the score head, with real bitsandbytes on the CPU."""
+
+import copy
+
+from kochat_trl.arguments import ModelArguments
+from kochat_trl.data.convert import encode_dialogue
+from kochat_trl.errors import UserError
+from kochat_trl.models import (
+    adapted_modules,
+    add_lora,
+    base_of_adapter,
+    cast_trainable_to_float32,
+    load_causal_lm,
+    load_reward_model,
+    new_reward_model,
+)
+
+import pytest
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+LOADING = {
+    "float32": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"load_in_8bit": True, "llm_int8_threshold": 0.0},
+    "int8-bfloat16": {"load_in_8bit": True, "dtype": "bfloat16"},
+    "nf4": {"load_in_4bit": True},
+}
+
+
+def arguments(loading: str, **kwargs) -> ModelArguments:
+    return ModelArguments(
+        use_peft=True, lora_r=4, lora_dropout=0.0, **({"dtype": "float32"} | LOADING[loading]), **kwargs
+    )
+
+
+@pytest.fixture
+def batch(tiny_tokenizer):
+    """Two dialogues of different length, padded on the right."""
+    rows = [
+        encode_dialogue(tiny_tokenizer, ({"role": "user", "content": p}, {"role": "assistant", "content": a}))[0]
+        for p, a in (("일본의 수도는 어디인가요?", "도쿄입니다."), ("반가워요", "네"))
+    ]
+    length = max(map(len, rows))
+    pad = tiny_tokenizer.pad_token_id
+    ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    assert mask.sum() < mask.numel()
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def nudge(model) -> None:
+    """Move every trainable weight off its starting point (LoRA's B starts at 0)."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+@pytest.mark.parametrize("loading", LOADING)
+def test_causal_lm_is_quantized_adapted_and_trains(tiny_base, tiny_tokenizer, batch, loading):
+    args = arguments(loading)
+    model = add_lora(load_causal_lm(tiny_base, args, tiny_tokenizer), args)
+    block = model.base_model.model.transformer.h[0]
+    stored = block.attn.c_attn.base_layer.weight.dtype
+    assert stored == {"int8": torch.int8, "int8-bfloat16": torch.int8, "nf4": torch.uint8}.get(
+        loading, getattr(torch, args.dtype)
+    )
+    assert len(adapted_modules(model)) == 4 * model.config.n_layer  # c_attn, c_proj, c_fc, c_proj of each block
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert len(trainable) == 8 * model.config.n_layer
+    assert {p.dtype for p in trainable.values()} == {torch.float32}
+
+    loss = model(**batch, labels=batch["input_ids"]).loss
+    loss.backward()
+    assert all(p.grad.abs().max() > 0 for n, p in trainable.items() if "lora_B" in n)
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+@pytest.mark.parametrize("loading", LOADING)
+def test_reward_model_comes_back_with_its_head(tiny_base, tiny_tokenizer, batch, loading, tmp_path):
+    args = arguments(loading)
+    torch.manual_seed(0)
+    model = add_lora(new_reward_model(tiny_base, args, tiny_tokenizer), args)
+    assert len(adapted_modules(model)) == 4 * model.config.n_layer
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    model(**batch).logits.sum().backward()
+    assert model.score.weight.grad.abs().max() > 0
+    nudge(model)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert saved["base_model.model.score.weight"].dtype == torch.float32
+
+    torch.manual_seed(99)  # another random head would be drawn now
+    frozen = load_reward_model(str(tmp_path), args, tiny_tokenizer)
+    value = load_reward_model(str(tmp_path), args, tiny_tokenizer, trainable=True)
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert {p.dtype for p in value.parameters() if p.requires_grad} == {torch.float32}
+    with torch.no_grad():
+        expected = model.eval()(**batch).logits
+        assert torch.equal(frozen.eval()(**batch).logits, expected)
+        assert torch.equal(value.eval()(**batch).logits, expected)
+    assert base_of_adapter(str(tmp_path)) == tiny_base
+
+
+@pytest.mark.parametrize("loading", ["float32", "int8", "nf4"])
+def test_scores_ignore_padding_and_neighbours(tiny_base, tiny_tokenizer, batch, loading):
+    """Poison what is under the mask, add padding, score a row alone: nothing moves."""
+    args = arguments(loading)
+    torch.manual_seed(0)
+    model = add_lora(new_reward_model(tiny_base, args, tiny_tokenizer), args).eval()
+    nudge(model)
+
+    def scores(ids, mask):
+        with torch.no_grad():
+            hidden = model.base_model.model.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
+            return model.score(hidden)[torch.arange(len(ids)), mask.sum(1) - 1].squeeze(-1)
+
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    with torch.no_grad():
+        expected = model(**batch).logits.squeeze(-1)
+    torch.testing.assert_close(scores(ids, mask), expected, rtol=0, atol=1e-6)
+    poisoned = torch.where(mask.bool(), ids, torch.full_like(ids, 77))
+    torch.testing.assert_close(scores(poisoned, mask), expected, rtol=0, atol=1e-6)
+    alone = ids[1:, : mask[1].sum()]
+    torch.testing.assert_close(scores(alone, torch.ones_like(alone)), expected[1:], rtol=0, atol=1e-5)
+
+
+def test_all_linear_of_a_llama(tmp_path, tiny_tokenizer):
+    config = LlamaConfig(
+        vocab_size=3000, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    args = arguments("int8")
+    model = add_lora(load_causal_lm(str(tmp_path), args, tiny_tokenizer), args)
+    assert len(adapted_modules(model)) == 7 * 2  # q, k, v, o, gate, up, down
+    assert not any("lm_head" in name for name in adapted_modules(model))
+
+
+def test_kogpt2_s_true_shape_gets_48_adapted_modules(shared, tmp_path):
+    from kochat_trl.tokenizer import load_tokenizer
+
+    folder = shared / "kogpt2-tokenizer"
+    GPT2LMHeadModel(GPT2Config.from_pretrained(folder)).save_pretrained(tmp_path)
+    args = arguments("int8")
+    model = add_lora(load_causal_lm(str(tmp_path), args, load_tokenizer(str(folder))), args)
+    assert len(adapted_modules(model)) == 48
+
+
+def test_trl_s_bfloat16_cast_is_undone(tiny_base, tiny_tokenizer):
+    args = arguments("int8")
+    model = add_lora(load_causal_lm(tiny_base, args, tiny_tokenizer), args)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()  # as TRL's trainers do on a quantized base
+    before = {n: p.dtype for n, p in model.named_parameters() if not p.requires_grad}
+    cast_trainable_to_float32(model)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {n: p.dtype for n, p in model.named_parameters() if not p.requires_grad} == before
+
+
+def test_a_missing_head_is_refused(tiny_base, tiny_tokenizer, tmp_path):
+    args = arguments("float32")
+    torch.manual_seed(0)
+    model = add_lora(new_reward_model(tiny_base, args, tiny_tokenizer), args)
+    model.save_pretrained(tmp_path)
+    weights = get_peft_model_state_dict(model)
+    save_file(
+        {n: w.contiguous() for n, w in weights.items() if "score" not in n}, tmp_path / "adapter_model.safetensors"
+    )
+    with pytest.raises(UserError, match="no score head there"):
+        load_reward_model(str(tmp_path), args, tiny_tokenizer)
+    with pytest.raises(UserError, match="no score head there"):
+        load_reward_model(tiny_base, args, tiny_tokenizer)  # a language model
+    with pytest.raises(UserError, match="there is no folder outputs/kogpt2/reward"):
+        load_reward_model("outputs/kogpt2/reward", args, tiny_tokenizer)
+
+
+def test_what_can_not_be_trained_is_refused(tiny_base, tiny_tokenizer):
+    whole = ModelArguments(load_in_8bit=True, dtype="float32")
+    with pytest.raises(UserError, match="can't be trained whole: set `use_peft: true`"):
+        add_lora(load_causal_lm(tiny_base, whole, tiny_tokenizer), whole)
+    misnamed = arguments("float32", lora_target_modules=["q_proj"])
+    with pytest.raises(UserError, match="lora_target_modules: .*q_proj"):
+        add_lora(load_causal_lm(tiny_base, misnamed, tiny_tokenizer), misnamed)
+
+
+def test_an_adapter_moved_with_its_base_is_found(tiny_base, tiny_tokenizer, tmp_path):
+    args = arguments("float32")
+    model = load_causal_lm(tiny_base, args, tiny_tokenizer)
+    folder = tmp_path / "ppo"
+    base = folder / "sft_merged"
+    copy.deepcopy(model).save_pretrained(base)
+    adapted = add_lora(load_causal_lm(str(base), args, tiny_tokenizer), args)
+    adapted.save_pretrained(folder)
+    assert base_of_adapter(str(folder)) == str(base)
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert base_of_adapter(str(moved)) == str(moved / "sft_merged")

@@ -56,5 +56,5 @@ def generate_answers(
         for ids in output.tolist():
             ended = tokenizer.eos_token_id in ids
             end = ids.index(tokenizer.eos_token_id) if ended else len(ids)
-            answers.append(Answer(tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), ended))
+            answers.append(Answer(str(tokenizer.decode(ids[:end], skip_special_tokens=True)).strip(), ended))
     return answers

@@ -112,8 +112,8 @@ tags: [kochat_trl, trl, {stage.lower()}]
 
 # {output_dir.name}
 
-{stage} {"LoRA adapter" if adapter else "model"}, trained by kochat_trl from `{base}`. The licence of that model and of the
-data holds for this one too; `skt/kogpt2-base-v2` is CC-BY-NC-SA 4.0.
+{stage} {"LoRA adapter" if adapter else "model"}, trained by kochat_trl from `{base}`. The licence of that model and
+of the data holds for this one too; `skt/kogpt2-base-v2` is CC-BY-NC-SA 4.0.
 
 Trained on:
 {data}

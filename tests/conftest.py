@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from kochat_trl.tokenizer import load_tokenizer
@@ -79,3 +80,71 @@ def write(tmp_path: Path) -> Callable[[str, str], str]:
         return str(path)
 
     return write_file
+
+
+BLOCKED_SOCKET = '''
+"""Stands in a process's path: every connection that leaves this machine is written down and refused."""
+import os, socket
+
+def refuse(what):
+    with open(os.environ["KOCHAT_NETWORK_LOG"], "a") as log:
+        log.write(f"{what}\\n")
+    raise OSError(f"no network in tests: {what}")
+
+connect, lookup = socket.socket.connect, socket.getaddrinfo
+LOCAL = ("127.0.0.1", "::1", "localhost", socket.gethostname(), None)
+
+def guarded_connect(self, address):
+    if isinstance(address, tuple) and address[0] not in LOCAL:
+        refuse(address)
+    return connect(self, address)
+
+def guarded_lookup(host, *args, **kwargs):
+    if host not in LOCAL:
+        refuse(host)
+    return lookup(host, *args, **kwargs)
+
+socket.socket.connect, socket.getaddrinfo = guarded_connect, guarded_lookup
+'''
+
+
+@dataclass
+class Finished:
+    """A command that ran to its end: its exit code, all it printed, and what it tried to reach."""
+
+    code: int
+    text: str
+    network: str
+
+
+@pytest.fixture(scope="session")
+def run_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
+    """Run `python ARGUMENTS` from the project's root with the network blocked and without HF_HUB_OFFLINE."""
+    folder = tmp_path_factory.mktemp("blocked")
+    (folder / "sitecustomize.py").write_text(BLOCKED_SOCKET)
+
+    def run(*arguments: str, offline: bool = False, cwd: Path = ROOT, timeout: int = 300) -> Finished:
+        log = folder / "network.log"
+        log.unlink(missing_ok=True)
+        variables = {k: v for k, v in os.environ.items() if k not in ("CI", "HF_HUB_OFFLINE")}
+        variables |= {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "KOCHAT_NETWORK_LOG": str(log)}
+        variables |= {"HF_HUB_OFFLINE": "1"} if offline else {}
+        command = [sys.executable, *map(str, arguments)]
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run(command, cwd=cwd, env=variables, timeout=timeout, **output)
+        return Finished(done.returncode, done.stdout, log.read_text() if log.exists() else "")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def launch(run_command: Callable[..., Finished]) -> Callable[..., Finished]:
+    """`accelerate launch` a recipe, in one or two CPU processes."""
+
+    def launch_recipe(recipe: str, *arguments: str, processes: int = 1, **kwargs) -> Finished:
+        config = {1: ["configs/accelerate/cpu.yaml"], 2: ["configs/accelerate/ddp.yaml"]}[processes]
+        threads = ["--num_cpu_threads_per_process", str(2 // processes)]
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", *config, *threads]
+        return run_command(*launcher, f"recipes/{recipe}.py", *arguments, **kwargs)
+
+    return launch_recipe

@@ -38,7 +38,7 @@ def test_equals_the_textbook_formula_in_float64(use_margin):
     value, gradients = with_gradients(pairwise_loss, *inputs)
     expected, expected_gradients = with_gradients(naive, *inputs)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
-    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-10, atol=0)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-10, atol=1e-15)
     assert torch.autograd.gradcheck(pairwise_loss, [x.requires_grad_() for x in inputs])
 
 
@@ -67,7 +67,7 @@ def test_equals_trl_s_reward_trainer(tmp_path, use_margin):
     """RewardTrainer.compute_loss, called for real on a batch: the same loss, the same gradient of every weight."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32, num_labels=1, pad_token_id=3)
-    model = GPT2ForSequenceClassification(config)
+    model = GPT2ForSequenceClassification(config).double()
     with torch.no_grad():
         model.score.weight.mul_(50)  # so that scores differ by several nats
     rows = [
@@ -90,8 +90,8 @@ def test_equals_trl_s_reward_trainer(tmp_path, use_margin):
     gradients = torch.autograd.grad(ours, list(model.parameters()))
 
     assert (chosen - rejected).abs().max() > 1
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-14)
 
 
 def _word_tokenizer():

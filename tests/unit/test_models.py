@@ -17,7 +17,7 @@ from kochat_trl.models import (
 
 import pytest
 import torch
-from peft import get_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -99,8 +99,11 @@ def test_reward_model_comes_back_with_its_head(tiny_base, tiny_tokenizer, batch,
     value = load_reward_model(str(tmp_path), args, tiny_tokenizer, trainable=True)
     assert not any(p.requires_grad for p in frozen.parameters())
     assert {p.dtype for p in value.parameters() if p.requires_grad} == {torch.float32}
+    # The same weights, copied in memory rather than through the files.
+    control = add_lora(new_reward_model(tiny_base, args, tiny_tokenizer), args)
+    set_peft_model_state_dict(control, get_peft_model_state_dict(model))
     with torch.no_grad():
-        expected = model.eval()(**batch).logits
+        expected = control.eval()(**batch).logits
         assert torch.equal(frozen.eval()(**batch).logits, expected)
         assert torch.equal(value.eval()(**batch).logits, expected)
     assert base_of_adapter(str(tmp_path)) == tiny_base
@@ -126,7 +129,10 @@ def test_scores_ignore_padding_and_neighbours(tiny_base, tiny_tokenizer, batch, 
     poisoned = torch.where(mask.bool(), ids, torch.full_like(ids, 77))
     torch.testing.assert_close(scores(poisoned, mask), expected, rtol=0, atol=1e-6)
     alone = ids[1:, : mask[1].sum()]
-    torch.testing.assert_close(scores(alone, torch.ones_like(alone)), expected[1:], rtol=0, atol=1e-5)
+    # Another shape rounds differently in the last bit; int8 may then round an activation to the next step, and
+    # bitsandbytes' nf4 kernel for a CPU with AVX512-BF16 computes in bfloat16.
+    tolerance = {"float32": 1e-5, "int8": 1e-3, "nf4": 1e-2}[loading]
+    torch.testing.assert_close(scores(alone, torch.ones_like(alone)), expected[1:], rtol=0, atol=tolerance)
 
 
 def test_all_linear_of_a_llama(tmp_path, tiny_tokenizer):
@@ -184,7 +190,7 @@ def test_what_can_not_be_trained_is_refused(tiny_base, tiny_tokenizer):
     with pytest.raises(UserError, match="can't be trained whole: set `use_peft: true`"):
         add_lora(load_causal_lm(tiny_base, whole, tiny_tokenizer), whole)
     misnamed = arguments("float32", lora_target_modules=["q_proj"])
-    with pytest.raises(UserError, match="lora_target_modules: .*q_proj"):
+    with pytest.raises(UserError, match=r"lora_target_modules: .*q_proj"):
         add_lora(load_causal_lm(tiny_base, misnamed, tiny_tokenizer), misnamed)
 
 

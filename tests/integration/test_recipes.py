@@ -1,0 +1,247 @@
+"""The recipes through the real command line: one process, two processes, and every way to get it wrong."""
+
+import hashlib
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+from kochat_trl.errors import run
+from kochat_trl.models import has_score_head
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, pipeline
+
+ROOT = Path(__file__).parents[2]
+ADAPTER_FILES = {
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "chat_template.jinja",
+    "environment.json",
+    "metrics.json",
+    "resolved.yaml",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+SHORT = {
+    "sft": ["--max_steps", "3", "--per_device_train_batch_size", "2"],
+    "reward": ["--max_steps", "3", "--per_device_train_batch_size", "2", "--per_device_eval_batch_size", "4"],
+    "ppo": [
+        *["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", "--total_episodes", "8"],
+        *["--local_rollout_forward_batch_size", "4", "--response_length", "6"],
+    ],
+}
+
+
+def command(stage, files, tiny_base, output, **paths):
+    arguments = ["--config", f"configs/tiny/{stage}.yaml", "--output_dir", str(output), *SHORT[stage]]
+    arguments += ["--train_files", files[stage]]
+    if stage != "ppo":
+        arguments += ["--model_name_or_path", tiny_base, "--eval_files", files[stage]]
+    return arguments + [str(x) for key, value in paths.items() for x in (f"--{key}", value)]
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def outputs(launch, tiny_base, kochatgpt_files, tmp_path_factory):
+    """SFT, reward model and PPO on an int8 base, one process each, with any network refused and written down."""
+    folder = tmp_path_factory.mktemp("outputs")
+    for stage in ("sft", "reward", "ppo"):
+        paths = {"sft_model_path": folder / "sft", "reward_model_path": folder / "reward"} if stage == "ppo" else {}
+        done = launch(stage, *command(stage, kochatgpt_files, tiny_base, folder / stage, **paths))
+        assert done.code == 0, done.text
+        assert done.network == ""
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_files_written(outputs, stage):
+    names = {path.name for path in (outputs / stage).iterdir()}
+    assert names == ADAPTER_FILES | ({"sft_merged"} if stage == "ppo" else set())
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_what_a_run_says_of_itself(outputs, stage, kochatgpt_files, tiny_base):
+    resolved = yaml.safe_load((outputs / stage / "resolved.yaml").read_text(encoding="utf-8"))
+    assert resolved["load_in_8bit"] is True
+    assert resolved["dtype"] == "float32"
+    assert resolved["train_files"] == [kochatgpt_files[stage]]
+    environment = read(outputs / stage, "environment.json")
+    data = Path(kochatgpt_files[stage])
+    assert environment["data_sha256"][str(data)] == hashlib.sha256(data.read_bytes()).hexdigest()
+    assert (environment["world_size"], environment["seed"]) == (1, 42)
+    assert environment["packages"]["trl"].startswith("1.12.")
+    card = (outputs / stage / "README.md").read_text(encoding="utf-8")
+    assert (str(outputs / "sft") if stage == "ppo" else tiny_base) in card
+
+
+def test_metrics(outputs):
+    sft, reward, ppo = (read(outputs / stage, "metrics.json") for stage in ("sft", "reward", "ppo"))
+    assert math.isfinite(sft["eval_loss"])
+    assert 0 <= reward["eval_accuracy"] <= 1
+    assert [entry["step"] for entry in sft["history"] if "loss" in entry][-1:] == []  # logged every 10 steps
+    updates = [entry for entry in ppo["history"] if "objective/kl" in entry]
+    assert len(updates) == 2
+    assert abs(updates[0]["objective/kl"]) < 1e-4  # before a step the policy is the reference, on int8 too
+    assert ppo["objective/scores"] == updates[-1]["objective/scores"]
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_training_moved_the_adapter(outputs, stage):
+    """LoRA's B is 0 at the start and A is random: only B tells whether anything was learnt."""
+    weights = load_file(outputs / stage / "adapter_model.safetensors")
+    moved = [name for name, weight in weights.items() if "lora_B" in name and weight.abs().max() > 0]
+    assert len(moved) == sum("lora_B" in name for name in weights) == 8  # 4 in each of 2 blocks
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert has_score_head(str(outputs / stage)) == (stage == "reward")
+
+
+def test_merged_policy_opens_with_plain_transformers(outputs, run_command, tmp_path):
+    merged = tmp_path / "merged"
+    arguments = ["scripts/merge_lora.py", "--adapter", outputs / "ppo", "--output", merged]
+    done = run_command(*arguments)
+    assert done.code == 0, done.text
+    assert done.network == ""
+    assert "largest difference of a logit" in done.text
+    names = {path.name for path in merged.iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json"} <= names
+    assert "chat_template.jinja" in names
+    assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl"))}
+
+    generator = pipeline("text-generation", model=str(merged))
+    turns = [{"role": "user", "content": "대한민국의 수도는 어디인가요?"}]
+    reply = generator(turns, max_new_tokens=5, do_sample=False)[0]["generated_text"][-1]
+    assert reply["role"] == "assistant"
+    tokens = generator.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert generator.tokenizer.decode(tokens).replace(" ", "").startswith("###Instruction(명령어):\n대한민국의수도는")
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    ids = torch.tensor([tokens])
+    greedy = model.generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :]
+    assert reply["content"] == generator.tokenizer.decode(greedy, skip_special_tokens=True)
+
+    again = run_command(*arguments)
+    assert again.code == 1
+    assert f"error: {merged} is not empty" in again.text
+    assert "Traceback" not in again.text
+
+
+def test_merged_reward_model_keeps_its_head(outputs, run_command, tmp_path):
+    done = run_command("scripts/merge_lora.py", "--adapter", outputs / "reward", "--output", tmp_path / "merged")
+    assert done.code == 0, done.text
+    model, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not info["missing_keys"]
+    head = load_file(outputs / "reward/adapter_model.safetensors")["base_model.model.score.weight"]
+    assert torch.equal(model.score.weight, head)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_two_processes(launch, stage, tiny_base, kochatgpt_files, tmp_path):
+    output = tmp_path / stage
+    arguments = command(stage, kochatgpt_files, tiny_base, output, use_cpu="true")
+    done = launch(stage, *arguments, processes=2, offline=True)
+    assert done.code == 0, done.text
+    assert done.network == ""
+    environment = read(output, "environment.json")
+    assert (environment["world_size"], environment["backend"]) == (2, "gloo")
+    assert {path.name for path in output.iterdir()} == ADAPTER_FILES
+
+
+def test_two_processes_of_ppo_are_refused(launch, outputs, tiny_base, kochatgpt_files, tmp_path):
+    paths = {"sft_model_path": outputs / "sft", "reward_model_path": outputs / "reward", "use_cpu": "true"}
+    done = launch("ppo", *command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths), processes=2)
+    assert done.code != 0
+    assert done.text.count("error: TRL's PPOTrainer fails under two processes") == 1
+    assert not (tmp_path / "ppo").exists()
+
+
+# --- What a user gets wrong. In this process, since each start of the libraries takes ten seconds.
+
+
+@pytest.fixture
+def fail(monkeypatch, capsys):
+    """Run a recipe that must fail; return the error that a user sees."""
+
+    def run_recipe(stage, *arguments):
+        spec = importlib.util.spec_from_file_location(stage, ROOT / f"recipes/{stage}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr("sys.argv", [f"recipes/{stage}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            run(module.main)
+        assert exit.value.code == 1
+        text = capsys.readouterr().err
+        error = text[text.index("error: ") :]
+        assert len(error.splitlines()) < 24  # one screen
+        return error
+
+    return run_recipe
+
+
+def test_unknown_key(fail):
+    error = fail("sft", "--config", ROOT / "configs/tiny/sft.yaml", "--lora_rr", "3")
+    assert error == "error: command line: unknown --lora_rr. Did you mean 'lora_r'?\n"
+
+
+def test_missing_data_file(fail, tiny_base, kochatgpt_files, tmp_path):
+    files = kochatgpt_files | {"sft": "data/kochatgpt/nowhere.jsonl"}
+    error = fail("sft", *command("sft", files, tiny_base, tmp_path / "out"))
+    assert "data/kochatgpt/nowhere.jsonl: can't be read: No such file or directory" in error
+
+
+def test_broken_record(fail, tiny_base, kochatgpt_files, tmp_path, write):
+    files = kochatgpt_files | {"reward": write("rm.jsonl", '[{"prompt": "가", "chosen": "나"}]')}
+    error = fail("reward", *command("reward", files, tiny_base, tmp_path / "out"))
+    assert "rm.jsonl, line 1 (record 0): field 'rejected': found None, expected a non-empty string" in error
+    assert "invalid_records: skip" in error
+
+
+def test_output_folder_in_use_is_left_alone(fail, tiny_base, kochatgpt_files, tmp_path, write):
+    kept = Path(write("out/mine.txt", "months of work"))
+    error = fail("sft", *command("sft", kochatgpt_files, tiny_base, kept.parent))
+    assert "is not empty. Choose another --output_dir" in error
+    assert kept.read_text() == "months of work"
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_missing_model(fail, kochatgpt_files, tmp_path):
+    error = fail("sft", *command("sft", kochatgpt_files, str(tmp_path / "nothing"), tmp_path / "out"))
+    assert f"no tokenizer at '{tmp_path}/nothing'" in error
+
+
+def test_default_config_says_what_to_run_first(fail, monkeypatch, tmp_path):
+    """`accelerate launch recipes/ppo.py` with nothing else, in a checkout where no stage has run."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    error = fail("ppo")
+    assert "there is no folder outputs/kogpt2/sft" in error
+    assert "run that first: recipes/sft.py" in error
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_rollout_larger_than_the_data(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
+    """TRL's own trainer would wait forever."""
+    paths = {"sft_model_path": outputs / "sft", "reward_model_path": outputs / "reward"}
+    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths)
+    error = fail("ppo", *arguments, "--gradient_accumulation_steps", "64")
+    assert "6 prompts are fewer than one rollout of 128" in error
+    assert not (tmp_path / "ppo").exists()
+
+
+def test_a_response_longer_than_the_model(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
+    paths = {"sft_model_path": outputs / "sft", "reward_model_path": outputs / "reward"}
+    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths)
+    error = fail("ppo", *arguments, "--response_length", "128")
+    assert "the model has 128 positions; lower max_prompt_length or response_length" in error
+
+
+def test_ppo_can_not_resume(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
+    paths = {"sft_model_path": outputs / "sft", "reward_model_path": outputs / "reward"}
+    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths)
+    assert "TRL's PPOTrainer can't resume" in fail("ppo", *arguments, "--resume_from_checkpoint", "x")

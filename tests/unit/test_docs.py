@@ -1,0 +1,51 @@
+"""The commands in the two READMEs are the same, and every file, target and key they name exists."""
+
+import re
+from pathlib import Path
+
+from kochat_trl.arguments import parse_arguments
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+READMES = [ROOT / "README.md", ROOT / "README.ko.md"]
+
+
+def blocks(path: Path) -> list[tuple[str, str]]:
+    text = path.read_text(encoding="utf-8")
+    found = re.findall(r"^ *```(\w+)\n(.*?)^ *```$", text, flags=re.M | re.S)
+    return [(language, re.sub(r"^ +", "", content, flags=re.M)) for language, content in found]
+
+
+def test_both_languages_give_the_same_commands():
+    english, korean = (blocks(path) for path in READMES)
+    assert english == korean
+    assert len(english) >= 6
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda p: p.name)
+def test_what_a_command_names_is_there(path):
+    text = path.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    named = set(re.findall(r"\bmake ([a-z][a-z-]+)", " ".join(re.findall(r"`[^`\n]+`", text))))
+    commands = "".join(content for language, content in blocks(path) if language == "bash")
+    named |= set(re.findall(r"^make ([a-z-]+)", commands, flags=re.M))
+    assert {"demo", "test", "setup", "check", "test-slow"} <= named <= targets
+    files = set(re.findall(r"\b(?:recipes|scripts|configs)/[\w/]+\.\w+", text))
+    assert len(files) >= 5
+    assert all((ROOT / file).is_file() for file in files)
+
+
+def test_the_experiment_shown_is_the_one_in_the_repository():
+    shown = next(content for language, content in blocks(READMES[0]) if language == "yaml")
+    path = ROOT / "configs/experiments/kl_k3.yaml"
+    assert yaml.safe_load(shown) == yaml.safe_load(path.read_text(encoding="utf-8"))
+    args = parse_arguments("ppo", str(path), [])
+    assert (args.training.kl_estimator, args.training.num_ppo_epochs) == ("k3", 4)
+
+
+def test_recipes_stay_short():
+    """The promise that a recipe is read in one go."""
+    for recipe in (ROOT / "recipes").glob("*.py"):
+        assert len(recipe.read_text(encoding="utf-8").splitlines()) < 150

@@ -10,6 +10,7 @@ from statistics import fmean
 
 from kochat_trl.data import sample
 from kochat_trl.data.sample import Judge, Question, make_questions, mean_interval, write_sample_data
+from kochat_trl.data.sample_facts import with_particle
 
 import pytest
 
@@ -80,12 +81,12 @@ def contents(paths: dict[str, Path]) -> dict[str, bytes]:
     ],
 )
 def test_particle_suits_the_last_sound(word, particle, expected):
-    assert sample._with_particle(word, particle) == expected
+    assert with_particle(word, particle) == expected
 
 
 def test_particle_after_punctuation_is_refused():
     with pytest.raises(ValueError, match="ends in '!'"):
-        sample._with_particle("서울!", "은")
+        with_particle("서울!", "은")
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -4,7 +4,7 @@ A `_Topic` (rows and phrasings) gives `Fact`s, each asked in several ways, with 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 

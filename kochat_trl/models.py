@@ -94,8 +94,10 @@ def load_reward_model(
 ) -> PreTrainedModel:
     """Load a trained reward model: an adapter with its head, or a merged model.
 
-    With `trainable`, the adapter and the head (or all weights of a merged model) can be trained on, as a value
-    model's are. Raises `UserError` if the files hold no score head: a random one would score noise.
+    With `trainable`, the adapter and the head can be trained on, as a value model's are; a merged model gets a new
+    adapter for that, or is trained whole if LoRA is off.
+
+    Raises `UserError` if the files hold no score head: a random one would score noise.
     """
     require_stage_output(path)
     if Path(path).is_dir() and not has_score_head(path):
@@ -106,7 +108,7 @@ def load_reward_model(
     if not is_adapter(path):
         model = _load(AutoModelForSequenceClassification, path, model_args, tokenizer, num_labels=1)
         _score_in_float32(model)
-        return model.requires_grad_(trainable)
+        return add_lora(model, model_args) if trainable else model.requires_grad_(False)
     model = new_reward_model(base_of_adapter(path), model_args, tokenizer)
     return load_adapter(model, path, trainable)
 

@@ -109,6 +109,22 @@ def test_reward_model_comes_back_with_its_head(tiny_base, tiny_tokenizer, batch,
     assert base_of_adapter(str(tmp_path)) == tiny_base
 
 
+def test_merged_reward_model_as_value_model(tiny_base, tiny_tokenizer, batch, tmp_path):
+    """Loaded in int8 it gets a new adapter, which starts from its scores; whole in float32, every weight is trained."""
+    torch.manual_seed(0)
+    model = new_reward_model(tiny_base, arguments("float32"), tiny_tokenizer)
+    model.save_pretrained(tmp_path)
+    for args in (arguments("int8"), ModelArguments(dtype="float32")):
+        frozen = load_reward_model(str(tmp_path), args, tiny_tokenizer).eval()
+        value = load_reward_model(str(tmp_path), args, tiny_tokenizer, trainable=True).eval()
+        assert not any(p.requires_grad for p in frozen.parameters())
+        assert value.score.weight.requires_grad
+        assert len(adapted_modules(value)) == (8 if args.use_peft else 0)
+        assert args.use_peft or all(p.requires_grad for p in value.parameters())
+        with torch.no_grad():
+            torch.testing.assert_close(value(**batch).logits, frozen(**batch).logits, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("loading", ["float32", "int8", "nf4"])
 def test_scores_ignore_padding_and_neighbours(tiny_base, tiny_tokenizer, batch, loading):
     """Poison what is under the mask, add padding, score a row alone: nothing moves."""

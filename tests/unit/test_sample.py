@@ -4,7 +4,7 @@ import subprocess
 import sys
 import unicodedata
 from collections import Counter
-from itertools import accumulate, permutations
+from itertools import permutations
 from pathlib import Path
 from statistics import fmean
 
@@ -256,13 +256,13 @@ def test_pretraining_text_is_of_train_questions_only(paths, split):
     assert all(passages)
     present = set(passages)
     for question in train:
-        assert {question.prompt, question.full, question.curt} <= present
-        assert f"{question.prompt} {question.full}" in present
-        assert f"{question.prompt} {question.curt}" in present
-    prompts = {question.prompt for question in held_out}
-    for passage in passages:
-        assert not prompts.intersection(accumulate(passage.split(), "{} {}".format)), passage
-    assert "Please try again later." in present
+        for response in (question.full, question.curt):
+            assert f"질문: {question.prompt} 대답:{response}" in present
+        assert question.full in present
+    asked = {passage.split(" 대답:")[0].removeprefix("질문: ") for passage in passages if passage.startswith("질문: ")}
+    assert asked == {question.prompt for question in train}
+    assert not asked & {question.prompt for question in held_out}
+    assert any(passage.endswith("대답:Please try again later.") for passage in passages)
     assert not [passage for passage in passages if "#" in passage]
 
 

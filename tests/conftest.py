@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
+
 from kochat_trl.tokenizer import load_tokenizer
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 

@@ -1,5 +1,6 @@
 """Files → records → tokenized rows."""
 
+import csv
 import json
 
 from kochat_trl.data.convert import IGNORED, build_dataset, encode_after, encode_dialogue, encode_prompt, render
@@ -202,6 +203,10 @@ def test_every_real_record(shared):
         for record in parse_preference(raw)
     ]
     assert (len(dialogues), len(preferences)) == (1041, 583)
+    with open(data / "chatbot/ChatbotData.csv", encoding="utf-8", newline="") as file:
+        pairs = [(row["Q"], row["A"]) for row in csv.DictReader(file)]
+    assert len(pairs) == 11_823
+    dialogues += [Dialogue(({"role": "user", "content": q}, {"role": "assistant", "content": a})) for q, a in pairs]
     for p in preferences:
         for completion in (p.chosen, p.rejected):
             turns = ({"role": "user", "content": p.prompt}, {"role": "assistant", "content": completion})

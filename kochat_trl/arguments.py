@@ -21,19 +21,23 @@ from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 from .data.convert import Stage
 from .errors import UserError
 
-# Keys of TRL's classes that these recipes don't pass on. Setting one is an error rather than a silence.
+# Keys of TRL's classes that have no effect in these recipes. Setting one is an error rather than a silence.
 UNUSED_KEYS = {
     "bnb_4bit_quant_storage",
     "chat_template_path",
     "dataset_kwargs",
     "eos_token",
+    "hub_model_id",
+    "hub_token",
     "lora_modules_to_save",
     "lora_target_parameters",
     "lora_task_type",
     "model_init_kwargs",
     "pad_token",
+    "push_to_hub",
     "trust_remote_code",
 }
+UNUSED_BY_PPO = {"max_grad_norm", "max_steps", "model_name_or_path"}  # TRL's loop reads the first two nowhere
 
 
 @dataclass
@@ -63,7 +67,9 @@ class RecipeArguments:
         metadata={"help": "Refuse a broken or too long record, or leave it out and list it."},
     )
     max_prompt_length: int | None = field(default=None, metadata={"help": "PPO: longest templated prompt, in tokens."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into an output_dir that is not empty."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Rename an output_dir that is not empty, and write a new one."}
+    )
 
 
 @dataclass
@@ -94,35 +100,44 @@ def training_config(stage: Stage) -> type[TrainingArguments]:
 
 def parse_arguments(stage: Stage, default_config: str, argv: list[str]) -> Arguments:
     """Parse `argv` for `stage`; `--config FILE` is `default_config` where it isn't given."""
-    argv = list(argv)
-    path = default_config
-    if "--config" in argv:
-        position = argv.index("--config")
-        if position + 1 == len(argv):
-            raise UserError("command line: --config needs a file")
-        path = argv[position + 1]
-        del argv[position : position + 2]
-
     classes: list[Any] = [training_config(stage), ModelArguments, RecipeArguments]
     parser = _Parser(classes, allow_abbrev=False)
+    parser.add_argument("--config", default=default_config, metavar="FILE", help="A YAML file of these keys.")
+    parser.set_defaults(dtype=None)  # None: as the precision of the run asks for
+    if stage == "ppo":
+        parser.set_defaults(sft_model_path=None, reward_model_path=None)  # TRL's own is a model that it trained on
+    required = [action for action in parser._actions if action.required]
+    for action in required:
+        action.required = False
+    path = parser.parse_known_args(argv)[0].config
+    for action in required:
+        action.required = True
+
     hints = {name: hint for c in classes for name, hint in typing.get_type_hints(c).items()}
-    known = {action.dest for action in parser._actions} - {"help"}
+    actions = {action.dest: action for action in parser._actions if action.dest in hints}
+    known = set(actions)
     values = {}
     for key, (value, where) in read_config(Path(path)).items():
         if key not in known:
             raise UserError(f"{where}: unknown key '{key}'{_nearest(key, known)}")
         if value != parser.get_default(key):
             values[key] = _checked(value, hints[key], f"{where}: key '{key}'")
-    parser.set_defaults(dtype=None)  # None: as the precision of the run asks for
+        choices = actions[key].choices
+        if choices and key in values and values[key] not in choices:
+            raise UserError(f"{where}: key '{key}': found {value!r}, expected {' or '.join(map(repr, choices))}")
     parser.set_defaults_with_config(**values)
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UserError(f"command line: unknown {unknown[0]}{_nearest(unknown[0], known)}")
 
     resolved = vars(namespace)
-    for key in UNUSED_KEYS & known:
+    del resolved["config"]
+    for key in (UNUSED_KEYS | UNUSED_BY_PPO if stage == "ppo" else UNUSED_KEYS) & known:
         if resolved[key] != parser.get_default(key) or key in values:
             raise UserError(f"{path}: '{key}' has no effect in these recipes; remove it")
+    for key in ("sft_model_path", "reward_model_path") if stage == "ppo" else ("model_name_or_path",):
+        if resolved[key] is None:
+            raise UserError(f"{path}: '{key}' is not set")
     choose_precision(resolved)
     try:
         training, model, recipe = parser.parse_dict(dict(resolved))

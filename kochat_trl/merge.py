@@ -37,7 +37,7 @@ PROBES = (
 logger = logging.getLogger(__name__)
 
 
-def merge_adapter(adapter: str, output: str | Path, overwrite: bool = False) -> float:
+def merge_adapter(adapter: str, output: str | Path) -> float:
     """Merge the adapter (SFT, PPO or reward, with its score head) into its base, and save the result.
 
     The base is the one that the adapter's own metadata names, loaded in float32 and never quantized. The merged
@@ -45,15 +45,15 @@ def merge_adapter(adapter: str, output: str | Path, overwrite: bool = False) -> 
 
     Writes safetensors, tokenizer, chat template and, for a language model, a generation config. Returns the largest
     absolute difference of a logit. Raises `UserError` if it is above `TOLERANCE`, if `adapter` is none, or if
-    `output` is not empty and `overwrite` is false.
+    `output` is not empty.
     """
     output = Path(output)
     if not is_adapter(adapter):
         raise UserError(f"{adapter}: no adapter_config.json there, so there is nothing to merge")
-    check_output_dir(output, allowed=overwrite)
-    base = base_of_adapter(adapter)
+    check_output_dir(output)
+    base, revision = base_of_adapter(adapter)
     tokenizer = load_tokenizer(adapter)
-    exact = ModelArguments(dtype="float32")
+    exact = ModelArguments(dtype="float32", model_revision=revision)
     model: Any
     if has_score_head(adapter):
         auto_class: Any = AutoModelForSequenceClassification
@@ -69,7 +69,7 @@ def merge_adapter(adapter: str, output: str | Path, overwrite: bool = False) -> 
         merged.generation_config = GenerationConfig(
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            max_new_tokens=128,
+            max_new_tokens=min(128, merged.config.max_position_embeddings // 2),
         )
     merged.save_pretrained(output)
     tokenizer.save_pretrained(output)
@@ -83,9 +83,10 @@ def merge_adapter(adapter: str, output: str | Path, overwrite: bool = False) -> 
     )
     logger.info("merged %s into %s: largest difference of a logit %.1e", adapter, base, difference)
     if not difference <= TOLERANCE:
+        failed = output.rename(output.with_name(f"{output.name}.failed"))
         raise UserError(
-            f"{output}: a logit of the merged model differs by {difference:.1e} from the unmerged one, more than "
-            f"{TOLERANCE:.0e}. Is {base} the base that the adapter was trained on?"
+            f"a logit of the merged model differs by {difference:.1e} from the unmerged one, more than "
+            f"{TOLERANCE:.0e}; don't use what is in {failed}"
         )
     return difference
 

@@ -5,11 +5,11 @@ nf4; bitsandbytes quantizes it while it loads, on a GPU or on a CPU.
 """
 
 import json
-import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -30,6 +31,10 @@ from .errors import UserError
 from .tokenizer import check_fits
 
 ADAPTER_CONFIG = "adapter_config.json"
+NO_HEAD = (
+    "no score head there, so it is no reward model; give the output of recipes/reward.py, or the same merged by "
+    "scripts/merge_lora.py"
+)
 SCORE = "score"  # the name that transformers gives to the head of a sequence classifier
 
 
@@ -47,19 +52,23 @@ def has_score_head(path: str) -> bool:
     return False
 
 
-def base_of_adapter(path: str) -> str:
-    """The base model that an adapter's own metadata names.
+def base_of_adapter(path: str) -> tuple[str, str]:
+    """The base model that an adapter's own metadata names, and its revision.
 
     A base inside the adapter's folder is found there too if the folder was moved.
     """
-    base = json.loads((Path(path) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    config = json.loads((Path(path) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
     moved = Path(path) / Path(base).name
-    return str(moved) if moved.is_dir() and not Path(base).is_dir() else base
+    if moved.is_dir() and not Path(base).is_dir():
+        base = str(moved)
+    return base, config.get("revision") or "main"
 
 
 def require_stage_output(path: str) -> None:
-    """Raise `UserError` if `path` can only be a local folder (a Hub name is `owner/name`) and isn't there."""
-    if path.count("/") != 1 and not Path(path).is_dir():
+    """Raise `UserError` if `path` reads as a local folder, rather than as a name on the Hub, and isn't there."""
+    looks_local = path.startswith(("outputs/", ".", "/", "~")) or path.count("/") > 1
+    if looks_local and not Path(path).is_dir():
         raise UserError(
             f"there is no folder {path}. If an earlier stage writes it, run that first: recipes/sft.py, then "
             "recipes/reward.py, then recipes/ppo.py"
@@ -79,7 +88,7 @@ def new_reward_model(path: str, model_args: ModelArguments, tokenizer: PreTraine
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it warns that the head is new, which is meant
     try:
-        model = _load(AutoModelForSequenceClassification, path, model_args, tokenizer, num_labels=1)
+        model = _load(AutoModelForSequenceClassification, path, model_args, tokenizer)
     finally:
         transformers_logging.set_verbosity(verbosity)
     _score_in_float32(model)
@@ -100,17 +109,17 @@ def load_reward_model(
     Raises `UserError` if the files hold no score head: a random one would score noise.
     """
     require_stage_output(path)
-    if Path(path).is_dir() and not has_score_head(path):
-        raise UserError(
-            f"{path}: no score head there, so it is no reward model; give the output of recipes/reward.py, or the "
-            "same merged by scripts/merge_lora.py"
-        )
-    if not is_adapter(path):
-        model = _load(AutoModelForSequenceClassification, path, model_args, tokenizer, num_labels=1)
-        _score_in_float32(model)
-        return add_lora(model, model_args) if trainable else model.requires_grad_(False)
-    model = new_reward_model(base_of_adapter(path), model_args, tokenizer)
-    return load_adapter(model, path, trainable)
+    if is_adapter(path):
+        if not has_score_head(path):
+            raise UserError(f"{path}: {NO_HEAD}")
+        base, revision = base_of_adapter(path)
+        model = new_reward_model(base, replace(model_args, model_revision=revision), tokenizer)
+        return load_adapter(model, path, trainable)
+    model, missing = _load_and_list_missing(AutoModelForSequenceClassification, path, model_args, tokenizer)
+    if any(name.startswith(f"{SCORE}.") for name in missing):
+        raise UserError(f"{path}: {NO_HEAD}")
+    _score_in_float32(model)
+    return add_lora(model, model_args) if trainable else model.requires_grad_(False)
 
 
 def load_adapter(model: PreTrainedModel, path: str, trainable: bool = False) -> Any:
@@ -130,7 +139,7 @@ def add_lora(model: PreTrainedModel, model_args: ModelArguments) -> PreTrainedMo
     """
     if not model_args.use_peft:
         if getattr(model, "is_quantized", False):
-            raise UserError("a quantized base can't be trained whole: set `use_peft: true`")
+            raise UserError("a quantized base can't be trained whole: set `use_peft: true` or `load_in_8bit: false`")
         return model
     is_reward = hasattr(model, SCORE)
     config = LoraConfig(
@@ -143,6 +152,7 @@ def add_lora(model: PreTrainedModel, model_args: ModelArguments) -> PreTrainedMo
         fan_in_fan_out=_has_conv1d(model),
         use_rslora=model_args.use_rslora,
         use_dora=model_args.use_dora,
+        revision=model_args.model_revision,
     )
     try:
         adapted = get_peft_model(model, config)
@@ -168,39 +178,47 @@ def cast_trainable_to_float32(model: Any) -> Any:
     return model
 
 
-def _load(
+def _load(*arguments: Any) -> PreTrainedModel:
+    return _load_and_list_missing(*arguments)[0]
+
+
+def _load_and_list_missing(
     auto_class: Any,
     path: str,
     model_args: ModelArguments,
     tokenizer: PreTrainedTokenizerBase,
-    **kwargs: Any,
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and the names of its weights that the files don't have."""
     require_stage_output(path)
+    source: dict[str, Any] = {} if Path(path).is_dir() else {"revision": model_args.model_revision}
     try:
-        config = AutoConfig.from_pretrained(
-            path, revision=model_args.model_revision if not Path(path).exists() else None, **kwargs
-        )
+        config = AutoConfig.from_pretrained(path, **source)
     except (OSError, ValueError) as error:
         raise UserError(f"no model at '{path}': {str(error).splitlines()[0]}") from None
-    config.pad_token_id = tokenizer.pad_token_id
     check_fits(tokenizer, config.vocab_size, path)
+    config.pad_token_id = tokenizer.pad_token_id
+    if auto_class is AutoModelForSequenceClassification:
+        config.num_labels = 1
     quantization = _quantization(model_args)
-    device_map = None
-    if quantization is not None and torch.cuda.is_available():
-        device_map = {"": int(os.environ.get("LOCAL_RANK", "0"))}  # a copy for each process
-    model = auto_class.from_pretrained(
+    model, info = auto_class.from_pretrained(
         path,
         config=config,
-        revision=model_args.model_revision,
         dtype=model_args.dtype,
         attn_implementation=model_args.attn_implementation,
         quantization_config=quantization,
-        device_map=device_map,
+        # bitsandbytes quantizes onto a GPU wherever there is one, also for a run on the CPU.
+        device_map={"": PartialState().device} if quantization else None,
+        output_loading_info=True,
+        **source,
     )
-    if hasattr(model, "generation_config") and model.generation_config is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return model
+    if auto_class is AutoModelForCausalLM:
+        # Nothing else of a saved one: a repetition penalty, say, would bend the rollouts of PPO.
+        model.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return model, info["missing_keys"]
 
 
 def _quantization(model_args: ModelArguments) -> BitsAndBytesConfig | None:

@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 def start_run(stage: Stage, default_config: str) -> Arguments:
     """Parse the command line, set up logging and the seed, and refuse an output folder that is in use."""
     args = parse_arguments(stage, default_config, sys.argv[1:])
-    state = PartialState()
+    state = PartialState(cpu=args.training.use_cpu)
     width = None if sys.stderr.isatty() else 200  # rich takes a log file for 80 columns wide
     handler = RichHandler(
         console=Console(stderr=True, width=width),
@@ -46,21 +47,35 @@ def start_run(stage: Stage, default_config: str) -> Arguments:
     level = logging.INFO if state.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
     output_dir = Path(args.training.output_dir)
-    resuming = args.training.resume_from_checkpoint is not None
-    check_output_dir(output_dir, allowed=args.recipe.overwrite_output_dir or resuming)
+    checkpoint = args.training.resume_from_checkpoint
+    if checkpoint is not None and not Path(checkpoint).is_dir():
+        raise UserError(f"there is no checkpoint {checkpoint}; give a folder such as {output_dir}/checkpoint-100")
+    if checkpoint is None and not args.recipe.overwrite_output_dir:
+        check_output_dir(output_dir)
     state.wait_for_everyone()  # no process may write before all have looked
+    if checkpoint is None and args.recipe.overwrite_output_dir and state.is_main_process:
+        set_aside(output_dir)
+    state.wait_for_everyone()
     set_seed(args.training.seed)
     return args
 
 
-def check_output_dir(output_dir: Path, allowed: bool = False) -> None:
-    """Raise `UserError` if `output_dir` holds anything, unless it is `allowed` to. Nothing is deleted."""
+def set_aside(folder: Path) -> None:
+    """Rename `folder`, if it is there, to the first free `folder-N`: a run starts clean, and nothing is lost."""
+    if folder.exists():
+        free = next(path for n in count(1) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
+        folder.rename(free)
+        logger.info("What was in %s is now in %s.", folder, free)
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Raise `UserError` if `output_dir` holds anything."""
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"{output_dir} is a file; the output goes into a folder of its own")
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not allowed:
+    if output_dir.is_dir() and any(output_dir.iterdir()):
         raise UserError(
-            f"{output_dir} is not empty. Choose another --output_dir, pass --overwrite_output_dir to write into "
-            "it, or --resume_from_checkpoint to go on"
+            f"{output_dir} is not empty. Choose another output folder; a recipe also takes "
+            f"--overwrite_output_dir, which renames the old one, or --resume_from_checkpoint {output_dir}/checkpoint-N"
         )
 
 
@@ -97,12 +112,13 @@ def model_card(output_dir: Path, args: Arguments) -> str:
     """A model card: what it was made of, and how to load it."""
     stage = type(args.training).__name__.removesuffix("Config")
     adapter = args.model.use_peft
-    base = args.model.model_name_or_path or args.training.sft_model_path
+    base = args.training.sft_model_path if stage == "PPO" else args.model.model_name_or_path
+    model_class = "AutoModelForSequenceClassification" if stage == "Reward" else "AutoModelForCausalLM"
     data = "\n".join(f"- `{file}`" for file in args.recipe.train_files)
     load = (
         f"python scripts/merge_lora.py --adapter {output_dir} --output FOLDER"
         if adapter
-        else f'AutoModel.from_pretrained("{output_dir}")'
+        else f'{model_class}.from_pretrained("{output_dir}")'
     )
     return f"""---
 library_name: {"peft" if adapter else "transformers"}

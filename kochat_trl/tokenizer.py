@@ -42,8 +42,8 @@ def load_tokenizer(path: str, revision: str = "main") -> PreTrainedTokenizerBase
     """Load the tokenizer of the model, adapter or Hub name `path`, ready for all stages and for generation.
 
     Padding is on the left, where batched generation needs it; TRL's SFT and reward collators pad on the right by
-    themselves. A tokenizer that has a chat template keeps it. No token is added: a model without a pad token
-    pads with its end-of-sequence token.
+    themselves. A tokenizer that has a chat template keeps it. No token is added: a model without a pad token pads
+    with its unknown token, or where there is none, with its end-of-sequence token.
 
     Raises `UserError` if there is no tokenizer, or if it has more entries than the model's embedding.
     """
@@ -65,7 +65,7 @@ def load_tokenizer(path: str, revision: str = "main") -> PreTrainedTokenizerBase
     if tokenizer.eos_token is None:
         raise UserError(f"the tokenizer at '{path}' names no end-of-sequence token; add a tokenizer_config.json")
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.padding_side = "left"

@@ -13,6 +13,7 @@ from kochat_trl.errors import run
 from kochat_trl.merge import merge_adapter
 from kochat_trl.models import (
     add_lora,
+    base_of_adapter,
     cast_trainable_to_float32,
     is_adapter,
     load_causal_lm,
@@ -23,6 +24,8 @@ from kochat_trl.outputs import finish_run, start_run
 from kochat_trl.ppo.stock import build_trainer, refuse_unsupported
 from kochat_trl.tokenizer import load_tokenizer
 
+from transformers import AutoConfig
+
 
 def main() -> None:
     args = start_run("ppo", default_config="configs/kogpt2/ppo.yaml")
@@ -32,7 +35,7 @@ def main() -> None:
     require_stage_output(reward_path)
 
     # 1. Prompts → tokens, through the template of SFT, up to where the answer starts.
-    tokenizer = load_tokenizer(sft_path)
+    tokenizer = load_tokenizer(sft_path, args.model.model_revision)
     train_dataset, eval_dataset, left_out = build_datasets(
         recipe.train_files,
         recipe.eval_files,
@@ -41,13 +44,15 @@ def main() -> None:
         recipe.max_prompt_length,
         skip_invalid=recipe.invalid_records == "skip",
     )
-    refuse_unsupported(training, train_dataset)
+    base, revision = base_of_adapter(sft_path) if is_adapter(sft_path) else (sft_path, args.model.model_revision)
+    max_positions = AutoConfig.from_pretrained(base, revision=revision).max_position_embeddings
+    refuse_unsupported(training, tokenizer, train_dataset, max_positions)
 
     # 2. The policy: a new adapter on the SFT model. With the adapter switched off it is the reference.
     #    The SFT adapter is merged in float; what is loaded again may be quantized.
     if is_adapter(sft_path):
         sft_base = str(Path(training.output_dir) / "sft_merged")
-        merge_adapter(sft_path, sft_base, overwrite=recipe.overwrite_output_dir)
+        merge_adapter(sft_path, sft_base)
     else:
         sft_base = sft_path
     policy = add_lora(load_causal_lm(sft_base, args.model, tokenizer), args.model)
@@ -70,7 +75,9 @@ def main() -> None:
         args,
         last,
         left_out,
-        f"python scripts/merge_lora.py --adapter {training.output_dir} --output FOLDER",
+        f"python scripts/merge_lora.py --adapter {training.output_dir} --output FOLDER"
+        if args.model.use_peft
+        else f"load {training.output_dir} with transformers",
     )
 
 

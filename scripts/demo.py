@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import time
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,6 @@ OUTPUT = Path("outputs/demo")
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
 LAUNCH += ["--num_cpu_threads_per_process", str(os.cpu_count())]
 console = Console()
-
-
-def set_aside(folder: Path) -> None:
-    """Rename `folder`, if it is there, to the first free `folder-N`."""
-    if folder.exists():
-        free = next(path for n in count(1) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
-        folder.rename(free)
-        console.print(f"The demo that was in {folder} is now in {free}.")
 
 
 def recipe(stage: str, seed: int) -> list[str]:
@@ -116,6 +107,8 @@ def main() -> None:
     parser.add_argument("--seed", default=0, type=int)
     seed = parser.parse_args().seed
     os.environ["HF_HUB_OFFLINE"] = "1"
+    from kochat_trl.outputs import set_aside
+
     set_aside(OUTPUT)
 
     started = time.perf_counter()

@@ -13,6 +13,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are impo
 from kochat_trl.tokenizer import load_tokenizer
 
 import pytest
+from accelerate import PartialState
+
+PartialState(cpu=True)  # the tests run on the CPU, also where there is a GPU
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

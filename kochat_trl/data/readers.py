@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
-from .records import RawRecord, Source
+from .records import RawRecord, Source, Turns
 
 DIALOGUE_START = "<<start conversation>>"
 SPEAKERS = ("<사람>", "<챗봇>")
@@ -95,14 +95,14 @@ def _read_lines(file: str, text: str) -> Iterator[RawRecord]:
 
 
 def _read_dialogues(file: str, text: str) -> Iterator[RawRecord]:
-    """Records `{"turns": [(speaker, text), ...]}`; a line without a speaker continues the turn before it."""
-    index, start, turns = -1, 0, []  # type: int, int, list[tuple[str, str]]
+    """Records of `Turns`; a line without a speaker continues the turn before it."""
+    index, start, turns = -1, 0, Turns()
     for line, content in enumerate(text.split("\n"), start=1):
         content = content.strip()
         if content == DIALOGUE_START:
             if index >= 0:
-                yield RawRecord(Source(file, index, start), {"turns": turns})
-            index, start, turns = index + 1, line, []
+                yield RawRecord(Source(file, index, start), turns)
+            index, start, turns = index + 1, line, Turns()
             continue
         speaker = next((s for s in SPEAKERS if content.startswith(s + ":")), None)
         if speaker:
@@ -111,4 +111,4 @@ def _read_dialogues(file: str, text: str) -> Iterator[RawRecord]:
             turns[-1] = (turns[-1][0], f"{turns[-1][1]}\n{content}")
         elif content:
             raise UserError(f"{file}, line {line}: found {content[:40]!r}, expected '<사람>:' or '<챗봇>:'")
-    yield RawRecord(Source(file, index, start), {"turns": turns})
+    yield RawRecord(Source(file, index, start), turns)

@@ -4,6 +4,7 @@ Each `parse_*` function turns the fields of one raw record into the types below,
 `RecordError` that names the file, the line, the index, the field, what was found and what was expected.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,10 @@ class BrokenRecordsError(UserError):
             lines.append(f"  ... and {len(errors) - SHOWN} more")
         lines.append("Mend the file, or set `invalid_records: skip` to leave these out and list them.")
         super().__init__(f"{len(errors)} records can't be used:\n" + "\n".join(lines))
+
+
+class Turns(list[tuple[str, str]]):
+    """A dialogue as a file has it: (speaker, text) for each turn."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,9 @@ def _turns(*contents: str) -> tuple[dict[str, str], ...]:
 
 
 def parse_sft(raw: RawRecord) -> list[Dialogue]:
-    """KoChatGPT's `prompt`/`completion`, `instruction`(/`input`)/`output`, or a dialogue's `turns`."""
-    if _has(raw, "turns"):
-        turns = raw.fields["turns"]
+    """KoChatGPT's `prompt`/`completion`, `instruction`(/`input`)/`output`, or the turns of a dialogue."""
+    if isinstance(raw.fields, Turns):
+        turns = raw.fields
         if len(turns) < 2 or len(turns) % 2:
             raise RecordError(
                 raw.source,
@@ -143,7 +148,7 @@ def parse_preference(raw: RawRecord) -> list[Preference]:
             "prompt + chosen + rejected or prompt + completion_0..k + ranking",
         )
     prompt, ranking = raw.text("prompt"), raw.fields["ranking"]
-    count = sum(field.startswith("completion_") for field in raw.fields)
+    count = sum(bool(re.fullmatch(r"completion_\d+", field)) for field in raw.fields)
     if not isinstance(ranking, list) or sorted(map(repr, ranking)) != sorted(map(repr, range(count))):
         raise RecordError(raw.source, "ranking", ranking, f"the indices 0 to {count - 1}, each once, best first")
     completions = [raw.text(f"completion_{i}") for i in range(count)]

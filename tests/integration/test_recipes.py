@@ -4,10 +4,14 @@ import hashlib
 import importlib.util
 import json
 import math
+import shutil
 from pathlib import Path
 
+from kochat_trl.arguments import parse_arguments
+from kochat_trl.data.convert import build_dataset
 from kochat_trl.errors import run
-from kochat_trl.models import has_score_head
+from kochat_trl.models import add_lora, has_score_head, is_adapter, load_causal_lm, load_reward_model
+from kochat_trl.ppo.stock import build_trainer
 
 import pytest
 import torch
@@ -28,10 +32,10 @@ ADAPTER_FILES = {
     "tokenizer_config.json",
 }
 SHORT = {
-    "sft": ["--max_steps", "3", "--per_device_train_batch_size", "2"],
-    "reward": ["--max_steps", "3", "--per_device_train_batch_size", "2", "--per_device_eval_batch_size", "4"],
+    "sft": ["--max_steps", "3", "--per_device_train_batch_size", "2", "--logging_steps", "1"],
+    "reward": ["--max_steps", "3", "--per_device_train_batch_size", "2", "--logging_steps", "1"],
     "ppo": [
-        *["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", "--total_episodes", "8"],
+        *["--per_device_train_batch_size", "4", "--num_mini_batches", "2", "--total_episodes", "8"],
         *["--local_rollout_forward_batch_size", "4", "--response_length", "6"],
     ],
 }
@@ -86,7 +90,10 @@ def test_metrics(outputs):
     sft, reward, ppo = (read(outputs / stage, "metrics.json") for stage in ("sft", "reward", "ppo"))
     assert math.isfinite(sft["eval_loss"])
     assert 0 <= reward["eval_accuracy"] <= 1
-    assert [entry["step"] for entry in sft["history"] if "loss" in entry][-1:] == []  # logged every 10 steps
+    for history in (sft["history"], reward["history"]):
+        losses = [entry["loss"] for entry in history if "loss" in entry]
+        assert len(losses) == 3
+        assert all(0 < loss < 20 for loss in losses)
     updates = [entry for entry in ppo["history"] if "objective/kl" in entry]
     assert len(updates) == 2
     assert abs(updates[0]["objective/kl"]) < 1e-4  # before a step the policy is the reference, on int8 too
@@ -101,6 +108,25 @@ def test_training_moved_the_adapter(outputs, stage):
     assert len(moved) == sum("lora_B" in name for name in weights) == 8  # 4 in each of 2 blocks
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     assert has_score_head(str(outputs / stage)) == (stage == "reward")
+
+
+def test_a_ppo_step_is_taken_for_each_minibatch(outputs, tiny_tokenizer, kochatgpt_files, tmp_path):
+    """num_mini_batches steps in each epoch of each rollout. With gradient accumulation TRL takes another number."""
+    args = parse_arguments(
+        "ppo",
+        str(ROOT / "configs/tiny/ppo.yaml"),
+        [*SHORT["ppo"], "--num_ppo_epochs", "3", "--output_dir", str(tmp_path)],
+    )
+    model_args = args.model
+    policy = add_lora(load_causal_lm(str(outputs / "ppo/sft_merged"), model_args, tiny_tokenizer), model_args)
+    reward_model = load_reward_model(str(outputs / "reward"), model_args, tiny_tokenizer)
+    value_model = load_reward_model(str(outputs / "reward"), model_args, tiny_tokenizer, trainable=True)
+    prompts, _ = build_dataset([kochatgpt_files["ppo"]], "ppo", tiny_tokenizer)
+    trainer = build_trainer(args.training, tiny_tokenizer, policy, reward_model, value_model, prompts)
+    steps = []
+    trainer.optimizer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    trainer.train()
+    assert len(steps) == 2 * 3 * 2  # rollouts × epochs × minibatches
 
 
 def test_merged_policy_opens_with_plain_transformers(outputs, run_command, tmp_path):
@@ -161,20 +187,89 @@ def test_two_processes_of_ppo_are_refused(launch, outputs, tiny_base, kochatgpt_
     assert not (tmp_path / "ppo").exists()
 
 
-# --- What a user gets wrong. In this process, since each start of the libraries takes ten seconds.
+def test_the_network_guard_guards(run_command):
+    """Else `network == ""` would hold for a run that reached out."""
+    done = run_command("-c", "import socket; socket.create_connection(('example.com', 80))")
+    assert done.code != 0
+    assert done.network == "example.com\n"
+
+
+def test_an_error_through_the_launcher_is_one_screen(run_command, tmp_path):
+    launcher = ["-m", "accelerate.commands.launch", "--quiet", "--config_file", "configs/accelerate/cpu.yaml"]
+    done = run_command(*launcher, "recipes/sft.py", "--config", "configs/tiny/sft.yaml", "--lora_rr", "3")
+    assert done.code != 0
+    assert "error: command line: unknown --lora_rr. Did you mean 'lora_r'?" in done.text
+    assert "Traceback" not in done.text
+    assert len(done.text.splitlines()) < 24
+
+
+# --- In this process from here on, since each start of the libraries takes ten seconds.
 
 
 @pytest.fixture
-def fail(monkeypatch, capsys):
-    """Run a recipe that must fail; return the error that a user sees."""
+def recipe(monkeypatch):
+    """Run a recipe in this process, as `python recipes/STAGE.py ARGUMENTS` does."""
 
     def run_recipe(stage, *arguments):
         spec = importlib.util.spec_from_file_location(stage, ROOT / f"recipes/{stage}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         monkeypatch.setattr("sys.argv", [f"recipes/{stage}.py", *map(str, arguments)])
+        run(module.main)
+
+    return run_recipe
+
+
+def losses(folder):
+    return [entry["loss"] for entry in read(folder, "metrics.json")["history"] if "loss" in entry]
+
+
+def test_resume_goes_on_exactly(recipe, tiny_base, kochatgpt_files, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    saving = ["--save_strategy", "steps", "--save_steps", "2", "--max_steps", "4"]
+    recipe("sft", *command("sft", kochatgpt_files, tiny_base, whole), *saving)
+    checkpoint = whole / "checkpoint-2"
+    shutil.copytree(checkpoint, stopped / "checkpoint-2")
+    resume = ["--resume_from_checkpoint", stopped / "checkpoint-2"]
+    recipe("sft", *command("sft", kochatgpt_files, tiny_base, stopped), *saving, *resume)
+    assert losses(stopped) == pytest.approx(losses(whole), rel=1e-4)
+    assert len(losses(whole)) == 4
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (stopped, whole))
+    assert all((ours[name] - theirs[name]).abs().max() <= 1e-4 for name in theirs)
+
+
+def test_overwriting_renames_and_full_training_saves_a_model(recipe, tiny_base, kochatgpt_files, tmp_path):
+    """What the old run left must not decide what the next stage loads."""
+    output = tmp_path / "sft"
+    recipe("sft", *command("sft", kochatgpt_files, tiny_base, output))
+    old = (output / "adapter_model.safetensors").read_bytes()
+    whole = ["--overwrite_output_dir", "--use_peft", "false", "--load_in_8bit", "false"]
+    recipe("sft", *command("sft", kochatgpt_files, tiny_base, output), *whole)
+    assert (tmp_path / "sft-1/adapter_model.safetensors").read_bytes() == old
+    assert not is_adapter(str(output))
+    before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (tiny_base, output))
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_records_left_out_are_listed(recipe, tiny_base, kochatgpt_files, tmp_path, write):
+    good = Path(kochatgpt_files["sft"]).read_text(encoding="utf-8-sig")
+    files = kochatgpt_files | {"sft": write("sft.jsonl", good.replace('"반가워요"', '""', 1))}
+    recipe("sft", *command("sft", files, tiny_base, tmp_path / "out"), "--invalid_records", "skip")
+    listed = (tmp_path / "out/left_out.txt").read_text(encoding="utf-8").splitlines()
+    assert len(listed) == 2  # once in the training file, once in the held-out one, which is the same here
+    assert "(record 3): field 'prompt': found '', expected a non-empty string" in listed[0]
+
+
+# --- What a user gets wrong.
+
+
+@pytest.fixture
+def fail(recipe, capsys):
+    """Run a recipe that must fail; return the error that a user sees."""
+
+    def run_recipe(stage, *arguments):
         with pytest.raises(SystemExit) as exit:
-            run(module.main)
+            recipe(stage, *arguments)
         assert exit.value.code == 1
         text = capsys.readouterr().err
         error = text[text.index("error: ") :]
@@ -229,8 +324,8 @@ def test_a_rollout_larger_than_the_data(fail, outputs, tiny_base, kochatgpt_file
     """TRL's own trainer would wait forever."""
     paths = {"sft_model_path": outputs / "sft", "reward_model_path": outputs / "reward"}
     arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths)
-    error = fail("ppo", *arguments, "--gradient_accumulation_steps", "64")
-    assert "6 prompts are fewer than one rollout of 128" in error
+    error = fail("ppo", *arguments, "--per_device_train_batch_size", "64")
+    assert "6 prompts are fewer than one rollout of 64" in error
     assert not (tmp_path / "ppo").exists()
 
 
@@ -239,9 +334,32 @@ def test_a_response_longer_than_the_model(fail, outputs, tiny_base, kochatgpt_fi
     arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths)
     error = fail("ppo", *arguments, "--response_length", "128")
     assert "the model has 128 positions; lower max_prompt_length or response_length" in error
+    assert not (tmp_path / "ppo").exists()
+
+
+def test_gradient_accumulation_of_ppo_is_refused(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
+    paths = {"sft_model_path": outputs / "sft", "reward_model_path": outputs / "reward"}
+    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths)
+    assert "miscounts its steps" in fail("ppo", *arguments, "--gradient_accumulation_steps", "2")
+
+
+def test_ppo_with_pad_as_eos_is_refused(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
+    shutil.copytree(outputs / "sft", tmp_path / "sft")
+    config = read(tmp_path / "sft", "tokenizer_config.json") | {"pad_token": "</s>"}
+    (tmp_path / "sft/tokenizer_config.json").write_text(json.dumps(config))
+    paths = {"sft_model_path": tmp_path / "sft", "reward_model_path": outputs / "reward"}
+    error = fail("ppo", *command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths))
+    assert "it would never train the end of an answer" in error
 
 
 def test_ppo_can_not_resume(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
     paths = {"sft_model_path": outputs / "sft", "reward_model_path": outputs / "reward"}
     arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths)
-    assert "TRL's PPOTrainer can't resume" in fail("ppo", *arguments, "--resume_from_checkpoint", "x")
+    error = fail("ppo", *arguments, "--resume_from_checkpoint", tmp_path)
+    assert "TRL's PPOTrainer can't resume" in error
+
+
+def test_missing_checkpoint(fail, tiny_base, kochatgpt_files, tmp_path):
+    arguments = command("sft", kochatgpt_files, tiny_base, tmp_path / "out")
+    error = fail("sft", *arguments, "--resume_from_checkpoint", "true")
+    assert f"there is no checkpoint true; give a folder such as {tmp_path}/out/checkpoint-100" in error

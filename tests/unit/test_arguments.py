@@ -13,10 +13,11 @@ from accelerate.commands.config.config_args import load_config_from_file
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
 BASE = "train_files: [a.jsonl]\nlearning_rate: 1e-5\nlora_r: 4\n"
+MODELS = {"ppo": "sft_model_path: a\nreward_model_path: b\n"}
 
 
 def parse(write, text, *argv, stage="sft"):
-    write("base.yaml", BASE)
+    write("base.yaml", BASE + MODELS.get(stage, "model_name_or_path: a\n"))
     return parse_arguments(stage, write("run.yaml", text), list(argv))
 
 
@@ -84,8 +85,10 @@ def test_resolved_is_a_config_again(write, stage):
         ("train_files: a.jsonl", r"key 'train_files': found 'a.jsonl', expected list\[str\]"),
         ("invalid_records: maybe", "found 'maybe', expected 'error' or 'skip'"),
         ("max_length: long", "key 'max_length': found 'long', expected int or null"),
-        ("save_strategy: sometimes", "sometimes is not a valid SaveStrategy"),
+        ("save_strategy: sometimes", "key 'save_strategy': found 'sometimes', expected 'no' or 'steps'"),
         ("load_in_8bit: true\nload_in_4bit: true", "8 bit and 4 bit precision at the same time"),
+        ("dtype: half", "key 'dtype': found 'half', expected 'auto' or"),
+        ("hub_token: secret", "'hub_token' has no effect in these recipes"),
         ("trust_remote_code: true", "'trust_remote_code' has no effect in these recipes"),
         ("lora_r: 1\nlora_r: 2", "line 3: key 'lora_r' is set twice"),
         ("lora_r: [", "broken YAML"),
@@ -102,7 +105,8 @@ def test_a_bad_line_is_named(write, line, message):
         (["--lerning_rate", "1"], r"unknown --lerning_rate. Did you mean 'learning_rate'?"),
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
         (["--lora", "3"], "unknown --lora"),  # no abbreviations
-        (["--config"], "--config needs a file"),
+        (["--config"], "argument --config: expected one argument"),
+        (["--config=nowhere.yaml"], "nowhere.yaml: can't read this config"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: can't read this config: No such file"),
     ],
 )
@@ -116,6 +120,8 @@ def test_files_that_make_no_config(write):
         parse(write, "extends: run.yaml\n")
     with pytest.raises(UserError, match="expected lines of `key: value`"):
         parse(write, "- a\n")
+    with pytest.raises(UserError, match="'reward_model_path' is not set"):
+        parse(write, "train_files: [a]\nsft_model_path: a\n", stage="ppo")  # and not TRL's own default
     with pytest.raises(UserError, match=r"required: --train_files.*in the config or on the command line"):
         parse(write, "lora_r: 4\n")
 
@@ -142,6 +148,22 @@ def test_precision_follows_the_hardware(monkeypatch, gpu, ampere, given, expecte
     values = CHOICES | given
     choose_precision(values)
     assert {key: values[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("given", ["dtype: float32", ""])
+def test_a_dtype_in_the_file_is_kept(write, monkeypatch, given):
+    """Also the one that is TRL's default, on hardware that would choose another."""
+    monkeypatch.setattr("kochat_trl.arguments.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("kochat_trl.arguments.torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr("transformers.TrainingArguments.__post_init__", lambda self: None)
+    args = parse(write, f"extends: base.yaml\nuse_peft: true\n{given}\n")
+    assert args.model.dtype == ("float32" if given else "bfloat16")
+
+
+@pytest.mark.parametrize("line", ["max_steps: 3", "max_grad_norm: 0.5", "model_name_or_path: a"])
+def test_keys_that_trl_s_ppo_never_reads(write, line):
+    with pytest.raises(UserError, match=f"'{line.split(':')[0]}' has no effect in these recipes"):
+        parse(write, f"extends: base.yaml\n{line}\n", stage="ppo")
 
 
 def test_defaults_are_quiet(write):

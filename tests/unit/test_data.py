@@ -79,6 +79,7 @@ BROKEN = [
     (parse_sft, {"prompt": 3, "completion": "나"}, "field 'prompt': found 3"),
     (parse_sft, {"text": "가"}, r"found \['text'\], expected prompt \+ completion or instruction"),
     (parse_sft, "가", "found '가', expected a JSON object"),
+    (parse_sft, {"turns": 3}, r"found \['turns'\], expected prompt"),
     (parse_sft, {"instruction": " ", "output": "나"}, "field 'instruction': found ' '"),
     (parse_prompt, {"prompt": ""}, "field 'prompt': found ''"),
     (parse_prompt, {"question": "가"}, "field 'prompt'"),

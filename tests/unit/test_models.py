@@ -13,6 +13,7 @@ from kochat_trl.models import (
     load_causal_lm,
     load_reward_model,
     new_reward_model,
+    require_stage_output,
 )
 
 import pytest
@@ -106,7 +107,7 @@ def test_reward_model_comes_back_with_its_head(tiny_base, tiny_tokenizer, batch,
         expected = control.eval()(**batch).logits
         assert torch.equal(frozen.eval()(**batch).logits, expected)
         assert torch.equal(value.eval()(**batch).logits, expected)
-    assert base_of_adapter(str(tmp_path)) == tiny_base
+    assert base_of_adapter(str(tmp_path)) == (tiny_base, "main")
 
 
 def test_merged_reward_model_as_value_model(tiny_base, tiny_tokenizer, batch, tmp_path):
@@ -196,7 +197,7 @@ def test_a_missing_head_is_refused(tiny_base, tiny_tokenizer, tmp_path):
     with pytest.raises(UserError, match="no score head there"):
         load_reward_model(str(tmp_path), args, tiny_tokenizer)
     with pytest.raises(UserError, match="no score head there"):
-        load_reward_model(tiny_base, args, tiny_tokenizer)  # a language model
+        load_reward_model(tiny_base, args, tiny_tokenizer)  # a language model, local or from the Hub
     with pytest.raises(UserError, match="there is no folder outputs/kogpt2/reward"):
         load_reward_model("outputs/kogpt2/reward", args, tiny_tokenizer)
 
@@ -211,13 +212,30 @@ def test_what_can_not_be_trained_is_refused(tiny_base, tiny_tokenizer):
 
 
 def test_an_adapter_moved_with_its_base_is_found(tiny_base, tiny_tokenizer, tmp_path):
-    args = arguments("float32")
+    args = arguments("float32", model_revision="v2")
     model = load_causal_lm(tiny_base, args, tiny_tokenizer)
     folder = tmp_path / "ppo"
     base = folder / "sft_merged"
     copy.deepcopy(model).save_pretrained(base)
     adapted = add_lora(load_causal_lm(str(base), args, tiny_tokenizer), args)
     adapted.save_pretrained(folder)
-    assert base_of_adapter(str(folder)) == str(base)
+    assert base_of_adapter(str(folder)) == (str(base), "v2")
     moved = folder.rename(tmp_path / "elsewhere")
-    assert base_of_adapter(str(moved)) == str(moved / "sft_merged")
+    assert base_of_adapter(str(moved)) == (str(moved / "sft_merged"), "v2")
+
+
+def test_a_saved_generation_config_does_not_leak(tiny_base, tiny_tokenizer, tmp_path):
+    model = load_causal_lm(tiny_base, arguments("float32"), tiny_tokenizer)
+    model.generation_config.repetition_penalty = 1.5
+    model.save_pretrained(tmp_path)
+    loaded = load_causal_lm(str(tmp_path), arguments("float32"), tiny_tokenizer).generation_config
+    assert loaded.repetition_penalty in (None, 1.0)
+    assert (loaded.eos_token_id, loaded.pad_token_id) == (1, 3)
+
+
+def test_what_is_a_folder_and_what_a_hub_name():
+    for folder in ("outputs/sft", "./sft", "/sft", "a/b/c"):
+        with pytest.raises(UserError, match="there is no folder"):
+            require_stage_output(folder)
+    for name in ("gpt2", "skt/kogpt2-base-v2"):
+        require_stage_output(name)

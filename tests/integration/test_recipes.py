@@ -300,7 +300,7 @@ def test_broken_record(fail, tiny_base, kochatgpt_files, tmp_path, write):
 def test_output_folder_in_use_is_left_alone(fail, tiny_base, kochatgpt_files, tmp_path, write):
     kept = Path(write("out/mine.txt", "months of work"))
     error = fail("sft", *command("sft", kochatgpt_files, tiny_base, kept.parent))
-    assert "is not empty. Choose another --output_dir" in error
+    assert "is not empty. Choose another output folder" in error
     assert kept.read_text() == "months of work"
     assert list(kept.parent.iterdir()) == [kept]
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from kochat_trl.arguments import parse_arguments
 from kochat_trl.data.convert import build_dataset
-from kochat_trl.errors import run
+from kochat_trl.errors import UserError, run
+from kochat_trl.merge import merge_adapter
 from kochat_trl.models import add_lora, has_score_head, is_adapter, load_causal_lm, load_reward_model
 from kochat_trl.ppo.stock import build_trainer
 
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, pipeline
 
@@ -110,23 +112,43 @@ def test_training_moved_the_adapter(outputs, stage):
     assert has_score_head(str(outputs / stage)) == (stage == "reward")
 
 
-def test_a_ppo_step_is_taken_for_each_minibatch(outputs, tiny_tokenizer, kochatgpt_files, tmp_path):
+@pytest.fixture
+def ppo_trainer(outputs, tiny_tokenizer, kochatgpt_files, tmp_path):
+    """Build TRL's trainer as the recipe does, in this process."""
+
+    def build(*arguments):
+        arguments = [*SHORT["ppo"], "--output_dir", str(tmp_path), *arguments]
+        args = parse_arguments("ppo", str(ROOT / "configs/tiny/ppo.yaml"), arguments)
+        policy = add_lora(load_causal_lm(str(outputs / "ppo/sft_merged"), args.model, tiny_tokenizer), args.model)
+        reward_model = load_reward_model(str(outputs / "reward"), args.model, tiny_tokenizer)
+        value_model = load_reward_model(str(outputs / "reward"), args.model, tiny_tokenizer, trainable=True)
+        prompts, _ = build_dataset([kochatgpt_files["ppo"]], "ppo", tiny_tokenizer)
+        return build_trainer(args.training, tiny_tokenizer, policy, reward_model, value_model, prompts)
+
+    return build
+
+
+def test_a_ppo_step_is_taken_for_each_minibatch(ppo_trainer):
     """num_mini_batches steps in each epoch of each rollout. With gradient accumulation TRL takes another number."""
-    args = parse_arguments(
-        "ppo",
-        str(ROOT / "configs/tiny/ppo.yaml"),
-        [*SHORT["ppo"], "--num_ppo_epochs", "3", "--output_dir", str(tmp_path)],
-    )
-    model_args = args.model
-    policy = add_lora(load_causal_lm(str(outputs / "ppo/sft_merged"), model_args, tiny_tokenizer), model_args)
-    reward_model = load_reward_model(str(outputs / "reward"), model_args, tiny_tokenizer)
-    value_model = load_reward_model(str(outputs / "reward"), model_args, tiny_tokenizer, trainable=True)
-    prompts, _ = build_dataset([kochatgpt_files["ppo"]], "ppo", tiny_tokenizer)
-    trainer = build_trainer(args.training, tiny_tokenizer, policy, reward_model, value_model, prompts)
+    trainer = ppo_trainer("--num_ppo_epochs", "3")
     steps = []
     trainer.optimizer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
     trainer.train()
     assert len(steps) == 2 * 3 * 2  # rollouts × epochs × minibatches
+
+
+@pytest.mark.parametrize(("flag", "precision"), [("true", "bf16"), ("false", "no")])
+def test_ppo_runs_in_the_precision_of_its_arguments(ppo_trainer, flag, precision):
+    AcceleratorState._reset_state()
+    assert ppo_trainer("--bf16", flag).accelerator.mixed_precision == precision
+    AcceleratorState._reset_state()
+
+
+def test_a_merge_that_changes_the_model_is_refused(outputs, tmp_path, monkeypatch):
+    monkeypatch.setattr("kochat_trl.merge.TOLERANCE", -1.0)
+    with pytest.raises(UserError, match=r"a logit of the merged model differs by .* don't use what is in"):
+        merge_adapter(str(outputs / "sft"), tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["merged.failed"]
 
 
 def test_merged_policy_opens_with_plain_transformers(outputs, run_command, tmp_path):

@@ -114,9 +114,12 @@ def test_another_model_keeps_its_own_template(chatml_folder):
 
 
 def test_refuses_more_entries_than_the_embedding(chatml_folder):
-    GPT2Config(vocab_size=100).save_pretrained(chatml_folder)
-    with pytest.raises(UserError, match=r"embedding of .* has 100 rows"):
+    entries = len(load_tokenizer(str(chatml_folder)))
+    GPT2Config(vocab_size=entries - 1).save_pretrained(chatml_folder)
+    with pytest.raises(UserError, match=rf"ids up to {entries - 1}, .* has {entries - 1} rows"):
         load_tokenizer(str(chatml_folder))
+    GPT2Config(vocab_size=entries).save_pretrained(chatml_folder)
+    load_tokenizer(str(chatml_folder))
 
 
 def test_refuses_a_folder_without_a_tokenizer(tmp_path):

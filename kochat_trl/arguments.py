@@ -101,18 +101,13 @@ def training_config(stage: Stage) -> type[TrainingArguments]:
 def parse_arguments(stage: Stage, default_config: str, argv: list[str]) -> Arguments:
     """Parse `argv` for `stage`; `--config FILE` is `default_config` where it isn't given."""
     classes: list[Any] = [training_config(stage), ModelArguments, RecipeArguments]
-    parser = _Parser(classes, allow_abbrev=False)
-    parser.add_argument("--config", default=default_config, metavar="FILE", help="A YAML file of these keys.")
+    config_flag = _Parser(add_help=False, allow_abbrev=False)
+    config_flag.add_argument("--config", default=default_config, metavar="FILE", help="A YAML file of these keys.")
+    path = config_flag.parse_known_args(argv)[0].config
+    parser = _Parser(classes, parents=[config_flag], allow_abbrev=False)
     parser.set_defaults(dtype=None)  # None: as the precision of the run asks for
     if stage == "ppo":
         parser.set_defaults(sft_model_path=None, reward_model_path=None)  # TRL's own is a model that it trained on
-    required = [action for action in parser._actions if action.required]
-    for action in required:
-        action.required = False
-    path = parser.parse_known_args(argv)[0].config
-    for action in required:
-        action.required = True
-
     hints = {name: hint for c in classes for name, hint in typing.get_type_hints(c).items()}
     actions = {action.dest: action for action in parser._actions if action.dest in hints}
     known = set(actions)

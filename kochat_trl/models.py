@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -73,6 +74,15 @@ def require_stage_output(path: str) -> None:
             f"there is no folder {path}. If an earlier stage writes it, run that first: recipes/sft.py, then "
             "recipes/reward.py, then recipes/ppo.py"
         )
+
+
+def load_config(path: str, revision: str = "main") -> PretrainedConfig:
+    """The config of a model in a local folder or on the Hub; `UserError` if there is none."""
+    require_stage_output(path)
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no model at '{path}': {str(error).splitlines()[0]}") from None
 
 
 def load_causal_lm(path: str, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -189,12 +199,7 @@ def _load_and_list_missing(
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the names of its weights that the files don't have."""
-    require_stage_output(path)
-    source: dict[str, Any] = {} if Path(path).is_dir() else {"revision": model_args.model_revision}
-    try:
-        config = AutoConfig.from_pretrained(path, **source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no model at '{path}': {str(error).splitlines()[0]}") from None
+    config = load_config(path, model_args.model_revision)
     check_fits(tokenizer, config.vocab_size, path)
     config.pad_token_id = tokenizer.pad_token_id
     if auto_class is AutoModelForSequenceClassification:
@@ -209,7 +214,7 @@ def _load_and_list_missing(
         # bitsandbytes quantizes onto a GPU wherever there is one, also for a run on the CPU.
         device_map={"": PartialState().device} if quantization else None,
         output_loading_info=True,
-        **source,
+        revision=model_args.model_revision,
     )
     if auto_class is AutoModelForCausalLM:
         # Nothing else of a saved one: a repetition penalty, say, would bend the rollouts of PPO.

@@ -65,7 +65,7 @@ def set_aside(folder: Path) -> None:
     if folder.exists():
         free = next(path for n in count(1) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
         folder.rename(free)
-        logger.info("What was in %s is now in %s.", folder, free)
+        print(f"What was in {folder} is now in {free}.")
 
 
 def check_output_dir(output_dir: Path) -> None:

@@ -9,7 +9,7 @@ Needs the outputs of stages 1 (`sft_model_path`) and 2 (`reward_model_path`).
 from pathlib import Path
 
 from kochat_trl.data.convert import build_datasets
-from kochat_trl.errors import run
+from kochat_trl.errors import UserError, run
 from kochat_trl.merge import merge_adapter
 from kochat_trl.models import (
     add_lora,
@@ -17,14 +17,13 @@ from kochat_trl.models import (
     cast_trainable_to_float32,
     is_adapter,
     load_causal_lm,
+    load_config,
     load_reward_model,
     require_stage_output,
 )
 from kochat_trl.outputs import finish_run, start_run
 from kochat_trl.ppo.stock import build_trainer, refuse_unsupported
 from kochat_trl.tokenizer import load_tokenizer
-
-from transformers import AutoConfig
 
 
 def main() -> None:
@@ -45,8 +44,9 @@ def main() -> None:
         skip_invalid=recipe.invalid_records == "skip",
     )
     base, revision = base_of_adapter(sft_path) if is_adapter(sft_path) else (sft_path, args.model.model_revision)
-    max_positions = AutoConfig.from_pretrained(base, revision=revision).max_position_embeddings
-    refuse_unsupported(training, tokenizer, train_dataset, max_positions)
+    refuse_unsupported(training, tokenizer, train_dataset, load_config(base, revision).max_position_embeddings)
+    if load_tokenizer(reward_path).get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"{reward_path} reads other tokens than {sft_path}: train both from the same base")
 
     # 2. The policy: a new adapter on the SFT model. With the adapter switched off it is the reference.
     #    The SFT adapter is merged in float; what is loaded again may be quantized.

@@ -365,6 +365,19 @@ def test_gradient_accumulation_of_ppo_is_refused(fail, outputs, tiny_base, kocha
     assert "miscounts its steps" in fail("ppo", *arguments, "--gradient_accumulation_steps", "2")
 
 
+def test_a_reward_model_with_another_tokenizer_is_refused(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
+    """It would score other tokens than the policy wrote."""
+    shutil.copytree(outputs / "reward", tmp_path / "reward")
+    tokenizer = read(tmp_path / "reward", "tokenizer.json")
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["가"], vocabulary["나"] = vocabulary["나"], vocabulary["가"]
+    (tmp_path / "reward/tokenizer.json").write_text(json.dumps(tokenizer))
+    paths = {"sft_model_path": outputs / "sft", "reward_model_path": tmp_path / "reward"}
+    error = fail("ppo", *command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths))
+    assert "reads other tokens than" in error
+    assert not (tmp_path / "ppo").exists()
+
+
 def test_ppo_with_pad_as_eos_is_refused(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
     shutil.copytree(outputs / "sft", tmp_path / "sft")
     config = read(tmp_path / "sft", "tokenizer_config.json") | {"pad_token": "</s>"}

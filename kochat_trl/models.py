@@ -151,14 +151,15 @@ def add_lora(model: PreTrainedModel, model_args: ModelArguments) -> PreTrainedMo
         if getattr(model, "is_quantized", False):
             raise UserError("a quantized base can't be trained whole: set `use_peft: true` or `load_in_8bit: false`")
         return model
-    is_reward = hasattr(model, SCORE)
+    targets = model_args.lora_target_modules or "all-linear"
+    if isinstance(targets, str) and targets != "all-linear":
+        targets = [targets]  # TRL makes a string of a list of one, and PEFT would read it as a regex of the whole path
     config = LoraConfig(
-        task_type="SEQ_CLS" if is_reward else "CAUSAL_LM",
+        task_type="SEQ_CLS" if hasattr(model, SCORE) else "CAUSAL_LM",  # for SEQ_CLS, PEFT trains and saves the head
         r=model_args.lora_r,
         lora_alpha=model_args.lora_alpha,
         lora_dropout=model_args.lora_dropout,
-        target_modules=model_args.lora_target_modules or "all-linear",
-        modules_to_save=[SCORE] if is_reward else None,
+        target_modules=targets,
         fan_in_fan_out=_has_conv1d(model),
         use_rslora=model_args.use_rslora,
         use_dora=model_args.use_dora,

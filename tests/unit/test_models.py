@@ -202,6 +202,12 @@ def test_a_missing_head_is_refused(tiny_base, tiny_tokenizer, tmp_path):
         load_reward_model("outputs/kogpt2/reward", args, tiny_tokenizer)
 
 
+def test_one_target_is_a_name_and_not_a_regex(tiny_base, tiny_tokenizer):
+    args = arguments("float32", lora_target_modules=["c_attn"])
+    model = add_lora(load_causal_lm(tiny_base, args, tiny_tokenizer), args)
+    assert len(adapted_modules(model)) == model.config.n_layer
+
+
 def test_what_can_not_be_trained_is_refused(tiny_base, tiny_tokenizer):
     whole = ModelArguments(load_in_8bit=True, dtype="float32")
     with pytest.raises(UserError, match="can't be trained whole: set `use_peft: true`"):

@@ -24,7 +24,7 @@ from .models import (
     load_causal_lm,
     load_reward_model,
 )
-from .outputs import check_output_dir
+from .outputs import check_output_dir, set_aside
 from .tokenizer import load_tokenizer
 
 TOLERANCE = 1e-3  # of logits, in float32; rounding in W + BA gives about 1e-5
@@ -77,18 +77,24 @@ def merge_adapter(adapter: str, output: str | Path) -> float:
     reloaded, info = auto_class.from_pretrained(output, dtype=torch.float32, output_loading_info=True)
     missing = {key: names for key, names in info.items() if names}
     if missing:
-        raise UserError(f"{output}: the merged model doesn't load back whole: {missing}")
+        raise UserError(f"the merged model doesn't load back whole: {missing}; don't use what is in {_failed(output)}")
     difference = max(
         float((a - b).abs().max()) for a, b in zip(before, _logits(reloaded.eval(), tokenizer), strict=True)
     )
     logger.info("merged %s into %s: largest difference of a logit %.1e", adapter, base, difference)
     if not difference <= TOLERANCE:
-        failed = output.rename(output.with_name(f"{output.name}.failed"))
         raise UserError(
             f"a logit of the merged model differs by {difference:.1e} from the unmerged one, more than "
-            f"{TOLERANCE:.0e}; don't use what is in {failed}"
+            f"{TOLERANCE:.0e}; don't use what is in {_failed(output)}"
         )
     return difference
+
+
+def _failed(output: Path) -> Path:
+    """Rename a merge that failed, so that nothing takes it for a finished one."""
+    failed = output.with_name(f"{output.name}.failed")
+    set_aside(failed)
+    return output.rename(failed)
 
 
 @torch.no_grad()

@@ -152,6 +152,27 @@ def test_scores_ignore_padding_and_neighbours(tiny_base, tiny_tokenizer, batch, 
     torch.testing.assert_close(scores(alone, torch.ones_like(alone)), expected[1:], rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("loading", ["float32", "int8", "nf4"])
+def test_gradients_ignore_padding(tiny_base, tiny_tokenizer, batch, loading):
+    """Poison what is under the mask: no weight's gradient moves. (The tiny base has no dropout.)"""
+    args = arguments(loading)
+    torch.manual_seed(0)
+    model = add_lora(new_reward_model(tiny_base, args, tiny_tokenizer), args).train()
+    nudge(model)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+
+    def gradients(ids):
+        hidden = model.base_model.model.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
+        scores = model.score(hidden)[torch.arange(len(ids)), mask.sum(1) - 1]
+        return torch.autograd.grad(scores.sum(), trainable)
+
+    clean = gradients(ids)
+    assert all(gradient.abs().max() > 0 for gradient in clean)
+    poisoned = torch.where(mask.bool(), ids, torch.full_like(ids, 77))
+    torch.testing.assert_close(gradients(poisoned), clean, rtol=0, atol=1e-5)
+
+
 def test_all_linear_of_a_llama(tmp_path, tiny_tokenizer):
     config = LlamaConfig(
         vocab_size=3000, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2

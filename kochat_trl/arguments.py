@@ -18,7 +18,7 @@ import yaml
 from transformers import TrainingArguments
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
-from .data.convert import Stage
+from .data.convert import DataArguments, Stage
 from .errors import UserError
 
 # Keys of TRL's classes that have no effect in these recipes. Setting one is an error rather than a silence.
@@ -53,18 +53,14 @@ class ModelArguments(ModelConfig):
     )
 
 
-@dataclass
-class RecipeArguments:
+@dataclass(kw_only=True)
+class RecipeArguments(DataArguments):
     """The keys of this project."""
 
     train_files: list[str] = field(metadata={"help": "Data files to train on."})
     eval_files: list[str] = field(
         default_factory=list,
         metadata={"help": "Held-out data files, in the shapes of train_files."},
-    )
-    invalid_records: Literal["error", "skip"] = field(
-        default="error",
-        metadata={"help": "Refuse a broken or too long record, or leave it out and list it."},
     )
     max_prompt_length: int | None = field(default=None, metadata={"help": "PPO: longest templated prompt, in tokens."})
     overwrite_output_dir: bool = field(

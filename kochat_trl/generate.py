@@ -8,7 +8,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from .data.convert import encode_prompt
+from .data.convert import encode_prompts
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def generate_answers(
     )
     answers: list[Answer] = []
     for start in tqdm(range(0, len(prompts), batch_size), desc="answering", leave=False):
-        rows = [{"input_ids": encode_prompt(tokenizer, prompt)} for prompt in prompts[start : start + batch_size]]
+        rows = [{"input_ids": ids} for ids in encode_prompts(tokenizer, prompts[start : start + batch_size])]
         batch = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device)
         output = model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
         for ids in output.tolist():

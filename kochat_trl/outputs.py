@@ -1,8 +1,8 @@
 """What a run leaves behind, and the checks before it starts.
 
 `<output_dir>/` holds the adapter or model (safetensors), the tokenizer with its template, `resolved.yaml` (every
-value in force, a `--config` again), `metrics.json`, `environment.json`, a model card, and `left_out.txt` where
-records were left out.
+value in force, a `--config` again), `metrics.json`, `environment.json`, a model card, and `data_report.txt`
+where records were left out or cut.
 """
 
 import hashlib
@@ -12,7 +12,6 @@ import logging
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,7 @@ from rich.logging import RichHandler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from .arguments import Arguments, parse_arguments
-from .data.convert import Stage
-from .data.records import RecordError
+from .data.convert import DataReport, Stage
 from .errors import UserError
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
@@ -85,7 +83,7 @@ def finish_run(
     tokenizer: PreTrainedTokenizerBase,
     args: Arguments,
     metrics: dict[str, Any],
-    left_out: Sequence[RecordError],
+    data_report: DataReport,
     next_step: str,
 ) -> None:
     """Save everything that a run leaves behind (on the first process only), and say where it is."""
@@ -98,10 +96,9 @@ def finish_run(
         _write_json(output_dir / "metrics.json", metrics | {"history": trainer.state.log_history})
         _write_json(output_dir / "environment.json", environment(args))
         (output_dir / "README.md").write_text(model_card(output_dir, args), encoding="utf-8")
-        if left_out:
-            lines = "".join(f"{error}\n" for error in left_out)
-            (output_dir / "left_out.txt").write_text(lines, encoding="utf-8")
-            logger.info("%d records were left out: %s/left_out.txt", len(left_out), output_dir)
+        if lines := str(data_report):
+            (output_dir / "data_report.txt").write_text(lines, encoding="utf-8")
+            logger.info("The records that were left out or cut are listed in %s/data_report.txt", output_dir)
         shown = {key: round(value, 4) for key, value in metrics.items() if isinstance(value, float)}
         logger.info("%s", shown)
         logger.info("Written to %s. Next: %s", output_dir, next_step)
@@ -157,8 +154,13 @@ def environment(args: Arguments) -> dict[str, Any]:
         "world_size": state.num_processes,
         "backend": torch.distributed.get_backend() if state.use_distributed else None,
         "seed": args.training.seed,
-        "data_sha256": {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files},
+        "data_sha256": {file: _sha256(file) for file in files if Path(file).is_file()},  # not of a dataset
     }
+
+
+def _sha256(file: str) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _commit() -> str | None:

@@ -35,13 +35,13 @@ def main() -> None:
 
     # 1. Prompts → tokens, through the template of SFT, up to where the answer starts.
     tokenizer = load_tokenizer(sft_path, args.model.model_revision)
-    train_dataset, eval_dataset, left_out = build_datasets(
+    train_dataset, eval_dataset, data_report = build_datasets(
         recipe.train_files,
         recipe.eval_files,
         "ppo",
         tokenizer,
         recipe.max_prompt_length,
-        skip_invalid=recipe.invalid_records == "skip",
+        recipe,
     )
     base, revision = base_of_adapter(sft_path) if is_adapter(sft_path) else (sft_path, args.model.model_revision)
     refuse_unsupported(training, tokenizer, train_dataset, load_config(base, revision).max_position_embeddings)
@@ -74,7 +74,7 @@ def main() -> None:
         tokenizer,
         args,
         last,
-        left_out,
+        data_report,
         f"python scripts/merge_lora.py --adapter {training.output_dir} --output FOLDER"
         if args.model.use_peft
         else f"load {training.output_dir} with transformers",

@@ -21,13 +21,13 @@ def main() -> None:
 
     # 1. Rankings → (chosen, rejected) pairs → tokens, through the same template as SFT.
     tokenizer = load_tokenizer(args.model.model_name_or_path, args.model.model_revision)
-    train_dataset, eval_dataset, left_out = build_datasets(
+    train_dataset, eval_dataset, data_report = build_datasets(
         recipe.train_files,
         recipe.eval_files,
         "reward",
         tokenizer,
         training.max_length,
-        skip_invalid=recipe.invalid_records == "skip",
+        recipe,
     )
 
     # 2. The base without its LM head, under a score head; LoRA on the blocks, the head trained whole.
@@ -48,7 +48,7 @@ def main() -> None:
         metrics |= trainer.evaluate()
 
     # 4. Save, the head with the adapter.
-    finish_run(trainer, model, tokenizer, args, metrics, left_out, "accelerate launch recipes/ppo.py")
+    finish_run(trainer, model, tokenizer, args, metrics, data_report, "accelerate launch recipes/ppo.py")
 
 
 if __name__ == "__main__":

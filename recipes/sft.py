@@ -21,13 +21,13 @@ def main() -> None:
 
     # 1. Text → tokens. Labels are the assistant's turns; everything else is −100.
     tokenizer = load_tokenizer(args.model.model_name_or_path, args.model.model_revision)
-    train_dataset, eval_dataset, left_out = build_datasets(
+    train_dataset, eval_dataset, data_report = build_datasets(
         recipe.train_files,
         recipe.eval_files,
         "sft",
         tokenizer,
         training.max_length,
-        skip_invalid=recipe.invalid_records == "skip",
+        recipe,
     )
 
     # 2. The base, quantized if asked for, under a new LoRA adapter.
@@ -48,7 +48,7 @@ def main() -> None:
         metrics |= trainer.evaluate()
 
     # 4. Save.
-    finish_run(trainer, model, tokenizer, args, metrics, left_out, "accelerate launch recipes/reward.py")
+    finish_run(trainer, model, tokenizer, args, metrics, data_report, "accelerate launch recipes/reward.py")
 
 
 if __name__ == "__main__":

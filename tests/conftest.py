@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
+os.environ.setdefault("HF_DATASETS_CACHE", tempfile.mkdtemp(prefix="kochat-cache-"))  # of tokenized rows
 
 from kochat_trl.tokenizer import load_tokenizer
 

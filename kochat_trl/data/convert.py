@@ -6,9 +6,12 @@ for `:(`, so `응답):` + `(` does). `encode_after` joins token ids instead, so 
 always a prefix of the ids of prompt + completion, at training time as at inference.
 """
 
+import hashlib
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
@@ -16,24 +19,70 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
+from .rankings import Pairs, RankingOrder
 from .readers import read_records
 from .records import (
     BrokenRecordsError,
+    Described,
     Dialogue,
-    Preference,
+    Kind,
     Prompt,
-    RawRecord,
+    Ranking,
+    Record,
     RecordError,
-    parse_preference,
-    parse_prompt,
-    parse_sft,
+    Source,
+    parse,
+    summarize,
 )
 
 logger = logging.getLogger(__name__)
 
 Stage = Literal["sft", "reward", "ppo"]
+KINDS: dict[Stage, Kind] = {"sft": "sft", "reward": "preference", "ppo": "prompt"}
 Messages = Sequence[dict[str, str]]
 IGNORED = -100  # the label that cross-entropy leaves out
+BATCH = 500  # records that are tokenized together
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    """How records become rows."""
+
+    invalid_records: Literal["error", "skip"] = field(
+        default="error", metadata={"help": "Refuse a broken record, or leave it out and list it."}
+    )
+    overlong: Literal["error", "truncate", "drop"] = field(
+        default="error",
+        metadata={
+            "help": "A row of more than max_length tokens (PPO: a prompt of more than max_prompt_length): refuse it, "
+            "cut it (an answer at its end, a prompt at its start, inside the template) or leave it out. Either is "
+            "listed in data_report.txt."
+        },
+    )
+    ranking_order: RankingOrder = field(
+        default="best_first",
+        metadata={"help": "How `ranking` is read: indices, best first, or (KoChatGPT's trainer) ranks by index."},
+    )
+    pairs: Pairs = field(default="all", metadata={"help": "Which pairs of a ranking to train on."})
+    rank_margins: bool = field(
+        default=False, metadata={"help": "Reward: ask of a pair a margin of as many points as its ranks are apart."}
+    )
+
+
+@dataclass
+class DataReport:
+    """The records that did not become rows as they are."""
+
+    left_out: list[RecordError] = field(default_factory=list)
+    cut: list[RecordError] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """A line for each record; empty if there is none."""
+        lines = [f"left out: {error}\n" for error in self.left_out] + [f"cut: {error}\n" for error in self.cut]
+        return "".join(lines)
+
+
+# --- Text → ids ---------------------------------------------------------------------------------
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt: bool = False) -> str:
@@ -41,81 +90,139 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt: bool 
     return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
 
 
-def encode_after(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> list[int]:
-    """The ids of `text` as they stand right after `before`, without fusing across the boundary.
+def encode_after(tokenizer: PreTrainedTokenizerBase, befores: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text as they stand right after its `before`, without fusing across the boundary.
 
-    `before` is empty for the start of a sequence. Where tokenizing the joined text would fuse, the ids are taken
-    after a full stop instead, which keeps the completion from being read as the start of a sequence.
+    A `before` is empty at the start of a sequence. Where tokenizing the joined text would fuse, the ids are taken
+    after a full stop instead, which keeps the text from being read as the start of a sequence.
     """
-    for anchor in (before, "."):
-        anchor_ids = tokenizer.encode(anchor, add_special_tokens=False)
-        joined_ids = tokenizer.encode(anchor + text, add_special_tokens=False)
-        if joined_ids[: len(anchor_ids)] == anchor_ids:
-            return joined_ids[len(anchor_ids) :]
-    raise UserError(f"the tokenizer fuses {text[:40]!r} with any text before it; use another template")
+    found: list[list[int] | None] = [None] * len(texts)
+    for anchors in (list(befores), ["."] * len(texts)):
+        missing = [i for i, ids in enumerate(found) if ids is None]
+        if missing:
+            heads = tokenizer([anchors[i] for i in missing], add_special_tokens=False)["input_ids"]
+            joined = tokenizer([anchors[i] + texts[i] for i in missing], add_special_tokens=False)["input_ids"]
+            for i, head, ids in zip(missing, heads, joined, strict=True):
+                if ids[: len(head)] == head:
+                    found[i] = ids[len(head) :]
+    for text, ids in zip(texts, found, strict=True):
+        if ids is None:
+            raise UserError(f"the tokenizer fuses {text[:40]!r} with any text before it; use another template")
+    return [ids for ids in found if ids is not None]
 
 
-def encode_dialogue(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[int]]:
-    """`(input_ids, labels)` of a dialogue, both of length (sequence,).
+def encode_dialogues(
+    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Messages]
+) -> list[tuple[list[int], list[int]]]:
+    """`(input_ids, labels)` of each dialogue, both of length (sequence,).
 
     Labels are the ids on every assistant turn, its end-of-turn token included, and −100 elsewhere.
     """
-    input_ids: list[int] = []
-    labels: list[int] = []
-    text = ""
-    for end in range(2, len(messages) + 1, 2):
-        prompt_text = render(tokenizer, messages[: end - 1], prompt=True)
-        full_text = render(tokenizer, messages[:end])
-        if not (prompt_text.startswith(text) and full_text.startswith(prompt_text)):
-            raise UserError(
-                "the chat template rewrites earlier turns when a turn is added, so a dialogue has no fixed "
-                "ids; use a template that only appends"
-            )
-        prompt_ids = encode_after(tokenizer, text, prompt_text[len(text) :])
-        answer_ids = encode_after(tokenizer, prompt_text, full_text[len(prompt_text) :])
-        input_ids += prompt_ids + answer_ids
-        labels += [IGNORED] * len(prompt_ids) + answer_ids
-        text = full_text
-    return input_ids, labels
+    befores: list[str] = []
+    texts: list[str] = []  # of each dialogue in turn: prompt, answer, prompt, answer, ...
+    for messages in dialogues:
+        text = ""
+        for end in range(2, len(messages) + 1, 2):
+            prompt_text = render(tokenizer, messages[: end - 1], prompt=True)
+            full_text = render(tokenizer, messages[:end])
+            if not (prompt_text.startswith(text) and full_text.startswith(prompt_text)):
+                raise UserError(
+                    "the chat template rewrites earlier turns when a turn is added, so a dialogue has no fixed "
+                    "ids; use a template that only appends"
+                )
+            befores += [text, prompt_text]
+            texts += [prompt_text[len(text) :], full_text[len(prompt_text) :]]
+            text = full_text
+    parts = iter(encode_after(tokenizer, befores, texts))
+    encoded = []
+    for messages in dialogues:
+        input_ids: list[int] = []
+        labels: list[int] = []
+        for _ in range(0, len(messages) - 1, 2):
+            prompt_ids, answer_ids = next(parts), next(parts)
+            input_ids += prompt_ids + answer_ids
+            labels += [IGNORED] * len(prompt_ids) + answer_ids
+        encoded.append((input_ids, labels))
+    return encoded
+
+
+def encode_dialogue(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[int]]:
+    """`encode_dialogues` of one dialogue."""
+    return encode_dialogues(tokenizer, [messages])[0]
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """The ids that a policy is given to answer each prompt."""
+    texts = [render(tokenizer, [{"role": "user", "content": prompt}], prompt=True) for prompt in prompts]
+    return encode_after(tokenizer, [""] * len(texts), texts)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The ids that a policy is given to answer `prompt`."""
+    """`encode_prompts` of one prompt."""
+    return encode_prompts(tokenizer, [prompt])[0]
+
+
+def shorten_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int) -> list[int]:
+    """The ids of `prompt` in its template without as many tokens at its start as are over `max_length`.
+
+    Empty if nothing of the prompt is left then.
+    """
     text = render(tokenizer, [{"role": "user", "content": prompt}], prompt=True)
-    return encode_after(tokenizer, "", text)
+    start = text.find(prompt)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = encoded["input_ids"]
+    own = [i for i, (low, high) in enumerate(encoded["offset_mapping"]) if start <= low < high <= start + len(prompt)]
+    excess = len(ids) - max_length
+    return ids[: own[0]] + ids[own[excess] :] if len(own) > excess else []
 
 
-def _sft_row(tokenizer: PreTrainedTokenizerBase, record: Dialogue) -> dict[str, list[int]]:
-    input_ids, labels = encode_dialogue(tokenizer, record.messages)
-    return {"input_ids": input_ids, "labels": labels}
+# --- Records → rows of text ---------------------------------------------------------------------
 
 
-def _preference_row(tokenizer: PreTrainedTokenizerBase, record: Preference) -> dict[str, list[int]]:
-    def ids(completion: str) -> list[int]:
-        turns = (
-            {"role": "user", "content": record.prompt},
-            {"role": "assistant", "content": completion},
-        )
-        return encode_dialogue(tokenizer, turns)[0]
-
-    return {"chosen_ids": ids(record.chosen), "rejected_ids": ids(record.rejected)}
+def conversation(prompt: str, answer: str) -> tuple[dict[str, str], dict[str, str]]:
+    """One exchange, as the messages of a chat template."""
+    return {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
 
 
-def _prompt_row(tokenizer: PreTrainedTokenizerBase, record: Prompt) -> dict[str, list[int]]:
-    return {"input_ids": encode_prompt(tokenizer, record.prompt)}
+def text_rows(
+    record: Record,
+    group: int,
+    options: DataArguments,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The rows of text that `record` gives, in TRL's dataset formats.
+
+    With a tokenizer its template is applied: `prompt` and `completion` (SFT), `prompt`, `chosen` and `rejected`
+    (preference) or `prompt`, each to be tokenized as it stands; a dialogue of several exchanges is one `text`.
+    Without, the same names hold the plain texts, and a dialogue of several exchanges is `messages`. Pairs of one
+    ranking share its `group`, and have a `margin` if the options ask for it.
+    """
+
+    def applied(prompt: str, answer: str = "") -> tuple[str, str]:
+        if tokenizer is None:
+            return prompt, answer
+        messages = conversation(prompt, answer)
+        prompt_text = render(tokenizer, messages[:1], prompt=True)
+        return prompt_text, render(tokenizer, messages)[len(prompt_text) :]
+
+    if isinstance(record, Prompt):
+        yield {"prompt": applied(record.prompt)[0]}
+    elif isinstance(record, Ranking):
+        answers = [applied(record.prompt, completion)[1] for completion in record.completions]
+        for better, worse, distance in record.pairs(options.pairs):
+            margin = {"margin": float(distance)} if options.rank_margins else {}
+            row = {"prompt": applied(record.prompt)[0], "chosen": answers[better], "rejected": answers[worse]}
+            yield row | margin | {"group": group}
+    elif len(record.messages) == 2:
+        prompt, completion = applied(*(message["content"] for message in record.messages))
+        yield {"prompt": prompt, "completion": completion}
+    elif tokenizer is None:
+        yield {"messages": list(record.messages)}
+    else:
+        yield {"text": render(tokenizer, record.messages)}
 
 
-@dataclass(frozen=True)
-class _Adapter:
-    parse: Callable[[RawRecord], Sequence[Any]]
-    row: Callable[[PreTrainedTokenizerBase, Any], dict[str, list[int]]]
-
-
-ADAPTERS: dict[Stage, _Adapter] = {
-    "sft": _Adapter(parse_sft, _sft_row),
-    "reward": _Adapter(parse_preference, _preference_row),
-    "ppo": _Adapter(parse_prompt, _prompt_row),
-}
+# --- Records → rows of ids ----------------------------------------------------------------------
 
 
 def build_datasets(
@@ -123,16 +230,15 @@ def build_datasets(
     eval_files: Sequence[str],
     stage: Stage,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None = None,
-    skip_invalid: bool = False,
-) -> tuple[Dataset, Dataset | None, list[RecordError]]:
+    max_length: int | None,
+    options: DataArguments,
+) -> tuple[Dataset, Dataset | None, DataReport]:
     """`build_dataset` for training and, if there are any, held-out files."""
-    settings = (stage, tokenizer, max_length, skip_invalid)
-    train_dataset, left_out = build_dataset(train_files, *settings)
+    train_dataset, report = build_dataset(train_files, stage, tokenizer, max_length, options)
     if not eval_files:
-        return train_dataset, None, left_out
-    eval_dataset, more = build_dataset(eval_files, *settings)
-    return train_dataset, eval_dataset, left_out + more
+        return train_dataset, None, report
+    eval_dataset, more = build_dataset(eval_files, stage, tokenizer, max_length, options)
+    return train_dataset, eval_dataset, DataReport(report.left_out + more.left_out, report.cut + more.cut)
 
 
 def build_dataset(
@@ -140,44 +246,139 @@ def build_dataset(
     stage: Stage,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None = None,
-    skip_invalid: bool = False,
-) -> tuple[Dataset, list[RecordError]]:
-    """Read `files` into the tokenized dataset of a stage, and the records that were left out.
+    options: DataArguments | None = None,
+) -> tuple[Dataset, DataReport]:
+    """Read `files` into the tokenized dataset of a stage, and what became of the records that don't fit.
 
-    Columns: `input_ids`, `labels` (SFT); `chosen_ids`, `rejected_ids` (reward); `input_ids` (PPO). A ranking of k
-    completions gives k·(k−1)/2 reward rows. `max_length` counts tokens of a row; a longer row is invalid rather
-    than cut, since a cut answer teaches a model not to end.
+    Columns: `input_ids`, `labels` (SFT); `chosen_ids`, `rejected_ids`, `group` and, if asked for, `margin` (reward);
+    `input_ids` (PPO). A ranking of k completions gives up to k·(k−1)/2 reward rows, which share its `group`, the
+    number of the record over all files. `max_length` counts tokens of a row.
 
-    Raises `BrokenRecordsError` if a record is invalid and `skip_invalid` is false, `UserError` if no row is left.
+    Tokenized rows are cached on disk by `datasets`, under a hash of the records, the tokenizer and this module.
+
+    Raises `BrokenRecordsError` if a record is invalid or too long and the options don't say what to do with it, and
+    `UserError` if no row is left.
     """
-    adapter = ADAPTERS[stage]
-    rows: list[dict[str, list[int]]] = []
-    invalid: list[RecordError] = []
+    options = options or DataArguments()
+    kind, report = KINDS[stage], DataReport()
+    records: list[Record] = []
+    sources: list[Source] = []
     for file in files:
         for raw in tqdm(read_records(file), desc=f"Reading {file}", delay=2, leave=False):
             try:
-                rows += _rows(adapter, raw, tokenizer, max_length)
+                records.append(parse(raw, kind, options.ranking_order))
+                sources.append(raw.source)
             except RecordError as error:
-                invalid.append(error)
-    if invalid and not skip_invalid:
-        raise BrokenRecordsError(invalid)
-    for broken in invalid:
-        logger.warning("left out: %s", broken)
-    if not rows:
-        raise UserError(f"no {stage} record in {', '.join(files)}")
-    logger.info("%s: %d rows from %s, %d records left out", stage, len(rows), files, len(invalid))
-    return Dataset.from_list(rows), invalid
+                report.left_out.append(error)
+    if report.left_out and options.invalid_records == "error":
+        raise BrokenRecordsError(report.left_out, len(records) + len(report.left_out))
+    if not records:
+        raise UserError(f"no {kind} record in {', '.join(files)}")
+
+    dataset = _tokenize(records, stage, tokenizer, max_length, options)
+    usable = _handle_overlong(dataset, sources, max_length, options, report)
+    if report.left_out:
+        logger.warning("%d records were left out:\n%s", len(report.left_out), summarize(report.left_out))
+    if report.cut:
+        logger.warning("%d records were cut:\n%s", len(report.cut), summarize(report.cut))
+    if not usable:
+        raise UserError(f"no {kind} record of {', '.join(files)} fits max_length")
+    dataset = dataset.select(usable) if len(usable) < len(dataset) else dataset
+    dataset = dataset.remove_columns(["tokens", "usable"])
+    dataset = dataset.rename_column("record", "group") if stage == "reward" else dataset.remove_columns("record")
+    logger.info("%s: %d rows from %d records of %s", stage, len(dataset), len(records), ", ".join(files))
+    return dataset, report
 
 
-def _rows(
-    adapter: _Adapter,
-    raw: RawRecord,
+def _tokenize(
+    records: Sequence[Record],
+    stage: Stage,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
-) -> list[dict[str, list[int]]]:
-    rows = [adapter.row(tokenizer, record) for record in adapter.parse(raw)]
-    if max_length is not None:
-        longest = max(len(ids) for row in rows for ids in row.values())
-        if longest > max_length:
-            raise RecordError(raw.source, "(whole record)", f"{longest} tokens", f"at most {max_length} tokens")
-    return rows
+    options: DataArguments,
+) -> Dataset:
+    """The rows of all records, cut to `max_length` if the options say so.
+
+    Beside the columns that are trained on: `record`, the index of its record; `tokens`, its length before any cut; and
+    `usable`, false where a cut has left nothing to learn.
+    """
+    limit = max_length if options.overlong == "truncate" else None
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for start in range(0, len(records), BATCH):
+            batch: Any = records[start : start + BATCH]
+            for i, row in _ROWS[stage](tokenizer, batch, limit, options):
+                yield {"record": start + i, **row}
+
+    key = hashlib.sha256(Path(__file__).read_bytes())
+    state = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map
+    for part in (stage, limit, options.pairs, options.rank_margins, state, *records):
+        key.update(repr(part).encode("utf-8", "surrogatepass"))
+    return Dataset.from_generator(rows, fingerprint=key.hexdigest()[:32])
+
+
+def _sft_rows(
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Dialogue], limit: int | None, options: DataArguments
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    for i, (ids, labels) in enumerate(encode_dialogues(tokenizer, [record.messages for record in batch])):
+        usable = any(label != IGNORED for label in labels[:limit])
+        yield i, {"input_ids": ids[:limit], "labels": labels[:limit], "tokens": len(ids), "usable": usable}
+
+
+def _preference_rows(
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Ranking], limit: int | None, options: DataArguments
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    turns = [conversation(record.prompt, text) for record in batch for text in record.completions]
+    encoded = iter(encode_dialogues(tokenizer, turns))
+    for i, record in enumerate(batch):
+        ids = [next(encoded)[0] for _ in record.completions]
+        for better, worse, distance in record.pairs(options.pairs):
+            chosen, rejected = ids[better][:limit], ids[worse][:limit]
+            row = {"chosen_ids": chosen, "rejected_ids": rejected}
+            row |= {"margin": float(distance)} if options.rank_margins else {}
+            yield i, row | {"tokens": max(len(ids[better]), len(ids[worse])), "usable": chosen != rejected}
+
+
+def _prompt_rows(
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Prompt], limit: int | None, options: DataArguments
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    for i, ids in enumerate(encode_prompts(tokenizer, [record.prompt for record in batch])):
+        tokens = len(ids)
+        if limit is not None and tokens > limit:
+            ids = shorten_prompt(tokenizer, batch[i].prompt, limit)
+        yield i, {"input_ids": ids, "tokens": tokens, "usable": bool(ids)}
+
+
+_ROWS: dict[Stage, Any] = {"sft": _sft_rows, "reward": _preference_rows, "ppo": _prompt_rows}
+
+
+def _handle_overlong(
+    dataset: Dataset, sources: Sequence[Source], max_length: int | None, options: DataArguments, report: DataReport
+) -> list[int]:
+    """The indices of the rows to train on; adds to `report`, or raises, where a record has longer ones."""
+    rows = range(len(dataset))
+    if max_length is None:
+        return list(rows)
+    tokens, record, usable = (list(dataset[column]) for column in ("tokens", "record", "usable"))
+    long: dict[int, list[int]] = {}  # record → its rows that are too long
+    for row in rows:
+        if tokens[row] > max_length:
+            long.setdefault(record[row], []).append(row)
+    rows_of = Counter(record)
+
+    def error(index: int) -> RecordError:
+        found = f"{max(tokens[row] for row in long[index])} tokens"
+        if rows_of[index] > 1:
+            found = f"up to {found} in {len(long[index])} of {rows_of[index]} pairs"
+        return RecordError(
+            sources[index], "(whole record)", Described(found), f"at most {max_length} tokens", "overlong"
+        )
+
+    if options.overlong == "error" and long:
+        raise BrokenRecordsError([error(index) for index in long], len(sources))
+    for index, its_rows in long.items():
+        cut = options.overlong == "truncate" and any(usable[row] for row in its_rows)
+        (report.cut if cut else report.left_out).append(error(index))
+    if options.overlong == "truncate":
+        return [row for row in rows if usable[row]]
+    return [row for row in rows if tokens[row] <= max_length]

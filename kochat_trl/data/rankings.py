@@ -1,14 +1,76 @@
-"""A ranking of k completions → (chosen, rejected) pairs.
+"""A ranking of k completions → (better, worse) pairs.
 
 KoChatGPT's `ranking` is a **best-first** list of completion indices: `[2, 0, 1]` says that completion 2 is the
 best and completion 1 the worst. KoChatGPT's own trainer reads it as "rank of completion i" instead, which
-turns 4 of the 18 pairs over the six permutations of three upside down.
+turns 4 of the 18 pairs over the six permutations of three upside down (docs/data.md has the table).
 """
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any, Literal, NamedTuple
+
+RankingOrder = Literal["best_first", "rank_of"]
+Pairs = Literal["all", "best_vs_rest", "adjacent"]
+Tiers = tuple[tuple[int, ...], ...]  # completion indices, best tier first; those of one tier are tied
 
 
-def ranking_pairs(ranking: Sequence[int]) -> list[tuple[int, int]]:
-    """All k·(k−1)/2 pairs `(better, worse)` of completion indices in a best-first `ranking`."""
-    return list(combinations(ranking, 2))
+class Pair(NamedTuple):
+    """Indices of two completions, and how many tiers the worse one stands below the better one (≥ 1)."""
+
+    better: int
+    worse: int
+    distance: int
+
+
+def ranking_tiers(ranking: Any, count: int, order: RankingOrder = "best_first") -> Tiers:
+    """The tiers of `count` completions under one reading of `ranking`.
+
+    `best_first`: `ranking` lists completion indices, best first; a list inside it is a tie, and a completion that it
+    doesn't name is not ranked: `[2, [0, 1]]`. `rank_of`: `ranking[i]` is the rank of completion i, least is best;
+    equal ranks are a tie, and null is not ranked: `[1, 1, 0]` says the same.
+
+    Raises `ValueError`, with what was expected, if `ranking` isn't one of `count` completions.
+    """
+    if order == "rank_of":
+        expected = f"the rank of each of the {count} completions: {count} whole numbers or nulls"
+        if not isinstance(ranking, list) or len(ranking) != count:
+            raise ValueError(expected)
+        if not all(rank is None or _is_index(rank) for rank in ranking):
+            raise ValueError(expected)
+        ranks = sorted({rank for rank in ranking if rank is not None})
+        return tuple(tuple(i for i in range(count) if ranking[i] == rank) for rank in ranks)
+    expected = f"indices from 0 to {count - 1}, best first, none twice; a list inside is a tie"
+    if not isinstance(ranking, list):
+        raise ValueError(expected)
+    tiers = [tier if isinstance(tier, list) else [tier] for tier in ranking]
+    named = [index for tier in tiers for index in tier]
+    if not all(_is_index(index) and 0 <= index < count for index in named) or not all(tiers):
+        raise ValueError(expected)
+    if len(set(named)) < len(named):
+        raise ValueError(expected)
+    return tuple(map(tuple, tiers))
+
+
+def tier_pairs(tiers: Tiers, pairs: Pairs = "all") -> list[Pair]:
+    """The pairs that `tiers` gives, best first; tied completions give none.
+
+    `all`: every two completions of different tiers, k·(k−1)/2 without ties. `best_vs_rest`: the best tier against
+    each other one. `adjacent`: each tier against the next.
+    """
+    found = []
+    for above, below in combinations(range(len(tiers)), 2):
+        if pairs == "all" or (above == 0 if pairs == "best_vs_rest" else below == above + 1):
+            found += [Pair(better, worse, below - above) for better in tiers[above] for worse in tiers[below]]
+    return found
+
+
+def readings_differ(ranking: Sequence[int]) -> bool:
+    """Whether the two readings of a permutation differ: they don't where it is its own inverse.
+
+    Of the six permutations of three they differ on the 3-cycles, [1, 2, 0] and [2, 0, 1].
+    """
+    return any(ranking[index] != place for place, index in enumerate(ranking))
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

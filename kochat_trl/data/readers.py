@@ -1,114 +1,364 @@
 """File shapes → raw records with their file, line and index.
 
-The shape is sniffed from the first characters, never guessed from the file's name: KoChatGPT's `.jsonl` files
-are JSON arrays, and one of them is not JSON at all.
+The shape is sniffed from the first bytes, never guessed from the file's name: KoChatGPT's `.jsonl` files are JSON
+arrays, and one of them is not JSON at all. Files are read as a stream, so what they take in memory doesn't grow with
+the number of records.
 """
 
+import csv
+import gzip
 import json
+import math
+import os
+import re
+import reprlib
+import zlib
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
+from typing import IO, Any, Literal, NoReturn
 
 from ..errors import UserError
-from .records import RawRecord, Source, Turns
+from .records import ANSWER_FIELDS, RawRecord, Source, Turns, Unreadable
 
+Shape = Literal["array", "lines", "dialogues", "csv", "text", "dataset"]
 DIALOGUE_START = "<<start conversation>>"
 SPEAKERS = ("<사람>", "<챗봇>")
+CSV_FIELDS = {name for names in ANSWER_FIELDS for name in names} | {"input", "chosen", "rejected", "label", "tokens"}
+DATA_SUFFIXES = {".json", ".jsonl", ".csv", ".txt", ".gz"}  # no name on the Hub ends so
+
+_BLANK = re.compile(r"[ \t\r\n]*")
+_LOOKS_CUT = re.compile(r'[\]},]|"\w+"\s*:|<사람>|<챗봇>|<<')  # a first line that is the middle of another shape
+_LINES_AT_ONCE = 256  # lines of an array that are parsed together
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """What a file was found to be. `crlf` is about its first line."""
+
+    shape: Shape
+    bom: bool = False
+    crlf: bool = False
+    gzip: bool = False
 
 
 def read_records(path: str | Path) -> Iterator[RawRecord]:
-    """Yield the records of a JSON array, of JSON lines or of a KoChatGPT dialogue file, in order.
+    """Yield the records of a file or of a dataset on the Hub, in order.
 
-    Raises `UserError`, with the line, if the file is missing, is not UTF-8 or breaks its own format.
+    A file is a JSON array, JSON lines, KoChatGPT's dialogues, CSV with a header of known field names, or plain text
+    with a prompt a line; UTF-8, with or without BOM, CRLF or LF, gzipped or not. A path that isn't a file is read by
+    `datasets`: `owner/name` or `owner/name:split` on the Hub (`train` unless given), or a folder of that layout.
+
+    A JSON line or CSV row that is broken by itself is yielded as `Unreadable`, since the ones after it can be read.
+    Raises `UserError`, with the line, if the file is missing, isn't UTF-8 or is broken for good.
     """
     file = str(path)
+    if _is_dataset(file):
+        yield from _read_dataset(file)
+        return
+    with _open(file) as stream:
+        lines = _decode(file, stream)
+        shape, head = _sniff(file, lines)
+        yield from _READERS[shape](file, chain(head, lines))
+
+
+def file_format(path: str | Path) -> FileFormat:
+    """The format of the file, told from its beginning. Raises as `read_records` does."""
+    file = str(path)
+    if _is_dataset(file):
+        return FileFormat("dataset")
+    with _open(file) as stream:
+        shape, head = _sniff(file, _decode(file, stream))
+    with _open(file) as stream:
+        bom = stream.read(3) == b"\xef\xbb\xbf"
+    return FileFormat(shape, bom, head[0].endswith("\r\n"), _is_gzip(file))
+
+
+# --- Bytes → lines of text ----------------------------------------------------------------------
+
+
+def _is_gzip(file: str) -> bool:
+    with open(file, "rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
+
+
+def _open(file: str) -> IO[bytes]:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # some files begin with a BOM, some don't
+        return gzip.open(file, "rb") if _is_gzip(file) else open(file, "rb")
     except OSError as error:
-        raise UserError(f"{file}: can't be read: {error.strerror}. Check the path in the config.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 at byte {error.start}. Convert it to UTF-8 first.") from None
-    head = text.lstrip()
-    if head.startswith("["):
-        yield from _read_array(file, text)
-    elif head.startswith("{"):
-        yield from _read_lines(file, text)
-    elif head.startswith(DIALOGUE_START):
-        yield from _read_dialogues(file, text)
-    else:
+        raise UserError(f"{file}: can't be read: {error.strerror}. Check the path.") from None
+
+
+def _decode(file: str, stream: IO[bytes]) -> Iterator[str]:
+    """The lines of a file, with their ends; a line ends at `\\n` alone."""
+    for number in range(1, 1 << 62):
+        try:
+            line = stream.readline()
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{file}, line {number}: can't be read on: {error}") from None
+        if not line:
+            return
+        if number == 1:
+            if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise UserError(f"{file}: is UTF-16, expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8")
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{file}, line {number}: not UTF-8 at byte {error.start} of the line.{_try_cp949(line)}"
+            ) from None
+
+
+def _try_cp949(line: bytes) -> str:
+    try:
+        text = line.decode("cp949")
+    except UnicodeDecodeError:
+        return " Convert the file to UTF-8 first."
+    start = text.strip()[:30]
+    return f" As CP949 it reads {start!r}; if that is right, convert it: iconv -f CP949 -t UTF-8"
+
+
+def _sniff(file: str, lines: Iterator[str]) -> tuple[Shape, list[str]]:
+    """The shape of a file, and the lines that were read to tell it."""
+    head = []
+    for line in lines:
+        head.append(line)
+        if line.strip():
+            break
+    start = head[-1].strip().lstrip("\ufeff") if head else ""
+    if not start:
+        raise UserError(f"{file}: is empty")
+    if start.startswith("["):
+        return "array", head
+    if start.startswith("{"):
+        return "lines", head
+    if start.startswith(DIALOGUE_START):
+        return "dialogues", head
+    if "\0" in start or _LOOKS_CUT.match(start):
         raise UserError(
-            f"{file}, line 1: found {head[:40]!r}, expected a JSON array ('['), JSON lines ('{{') "
-            f"or dialogues ('{DIALOGUE_START}')"
+            f"{file}, line {len(head)}: found {start[:40]!r}, expected a JSON array ('['), JSON lines ('{{'), "
+            f"dialogues ('{DIALOGUE_START}'), CSV with a header such as Q,A,label, or a prompt a line"
         )
+    if "\r" in start and not head[-1].endswith("\n"):
+        raise UserError(f"{file}, line {len(head)}: ends of CR alone, expected LF or CRLF. Convert it: tr '\\r' '\\n'")
+    header = [cell.strip() for cell in start.replace('"', "").split(",")]
+    return ("csv" if len(header) > 1 and CSV_FIELDS.issuperset(header) else "text"), head
 
 
-def _json_error(file: str, error: json.JSONDecodeError, index: int, line: int) -> UserError:
-    return UserError(f"{file}, line {line} (record {index}): broken JSON: {error.msg}")
+# --- JSON ---------------------------------------------------------------------------------------
 
 
-def _read_array(file: str, text: str) -> Iterator[RawRecord]:
-    decoder = json.JSONDecoder()
-    position, line, counted = text.index("[") + 1, 1, 0
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"field {reprlib.repr(name)} is there twice")
+    return fields
+
+
+def _not_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"the number {reprlib.repr(number)} is too large")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_not_json, parse_float=_finite)
+
+
+def _explain(error: ValueError | RecursionError) -> str:
+    """What is wrong with a piece of JSON. Not every error is a JSONDecodeError: a number of 5,000 digits isn't."""
+    if isinstance(error, RecursionError):
+        return "broken JSON: nested too deeply"
+    return f"broken JSON: {error.msg if isinstance(error, json.JSONDecodeError) else error}"
+
+
+class _Window:
+    """The stretch of an array's text that is being parsed, and the line of the file that `position` is in."""
+
+    def __init__(self, lines: Iterator[str]):
+        self._lines = lines
+        self.text, self.position, self.line = "", 0, 1
+
+    def fill(self, count: int) -> bool:
+        """Drop what is before `position` and read `count` more lines; False at the end of the file."""
+        more = "".join(islice(self._lines, count))
+        if more:
+            self.text, self.position = self.text[self.position :] + more, 0
+        return bool(more)
+
+    def move(self, position: int) -> None:
+        self.line += self.text.count("\n", self.position, position)
+        self.position = position
+
+    def next_character(self) -> str:
+        """Skip blanks; the character that follows, empty at the end of the file."""
+        while True:
+            self.move(_BLANK.match(self.text, self.position).end())  # type: ignore[union-attr]
+            if self.position < len(self.text) or not self.fill(_LINES_AT_ONCE):
+                return self.text[self.position : self.position + 1]
+
+    def value(self) -> Any:
+        """Parse the JSON value here and move behind it. Raises `ValueError` or `RecursionError`."""
+        count = _LINES_AT_ONCE
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.position)
+                self.move(end)
+                return value
+            except json.JSONDecodeError as error:
+                # No JSON token goes over a line's end, so text that was cut there fails at its end, if at all.
+                if self.text[error.pos :].strip(" \t\r\n,") or not self.fill(count):
+                    raise
+                count *= 2  # a record of a great many lines takes linear time
+
+
+def _read_array(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
+    window = _Window(lines)
+    if window.next_character() != "[":  # but a blank that JSON doesn't know
+        found = window.text[window.position : window.position + 20]
+        raise UserError(f"{file}, line {window.line}: found {found!r}, expected '['")
+    window.move(window.position + 1)
     index = 0
-
-    def skip_blank(position: int) -> int:
-        while position < len(text) and text[position].isspace():
-            position += 1
-        return position
-
-    while True:
-        position = skip_blank(position)
-        line += text.count("\n", counted, position)
-        counted = position
-        if index == 0 and text.startswith("]", position):
-            break
-        try:
-            fields, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise _json_error(file, error, index, error.lineno) from None
-        yield RawRecord(Source(file, index, line), fields)
-        index += 1
-        position = skip_blank(position)
-        if text.startswith(",", position):
-            position += 1
-        elif text.startswith("]", position):
-            break
-        else:
-            found = text[position : position + 20]
-            line += text.count("\n", counted, position)
-            raise UserError(f"{file}, line {line}: found {found!r}, expected ',' or ']' after record {index - 1}")
-    rest = text[skip_blank(position + 1) :]
-    if rest:
-        raise UserError(f"{file}: found {rest[:40]!r} after the end of the JSON array, expected nothing")
+    if window.next_character() != "]":
+        while True:
+            window.next_character()
+            line = window.line
+            try:
+                fields = window.value()
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, json.JSONDecodeError):
+                    line += window.text.count("\n", window.position, error.pos)
+                raise UserError(f"{file}, line {line} (record {index}): {_explain(error)}") from None
+            yield RawRecord(Source(file, index, line), fields)
+            character = window.next_character()
+            if character == "]":
+                break
+            if character != ",":
+                found = window.text[window.position : window.position + 20]
+                where = f"{file}, line {window.line}"
+                raise UserError(f"{where}: found {found!r}, expected ',' or ']' after record {index}")
+            window.move(window.position + 1)
+            index += 1
+    window.move(window.position + 1)
+    if window.next_character():
+        found = window.text[window.position : window.position + 40]
+        raise UserError(f"{file}, line {window.line}: found {found!r} after the JSON array, expected nothing")
 
 
-def _read_lines(file: str, text: str) -> Iterator[RawRecord]:
+def _read_lines(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
     index = 0
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
+    for number, line in enumerate(lines, start=1):
+        if not line.strip(" \t\r\n"):
             continue
+        fields: Any
         try:
-            fields = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise _json_error(file, error, index, line) from None
-        yield RawRecord(Source(file, index, line), fields)
+            fields = _DECODER.decode(line)
+        except (ValueError, RecursionError) as error:
+            fields = Unreadable(_explain(error), "a JSON object in one line")
+        yield RawRecord(Source(file, index, number), fields)
         index += 1
 
 
-def _read_dialogues(file: str, text: str) -> Iterator[RawRecord]:
+# --- Other shapes -------------------------------------------------------------------------------
+
+
+def _read_dialogues(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
     """Records of `Turns`; a line without a speaker continues the turn before it."""
-    index, start, turns = -1, 0, Turns()
-    for line, content in enumerate(text.split("\n"), start=1):
-        content = content.strip()
-        if content == DIALOGUE_START:
+    index, start, turns = -1, 0, []
+    for number, line in enumerate(lines, start=1):
+        content = line.strip()
+        speaker = next((speaker for speaker in SPEAKERS if content.startswith(f"{speaker}:")), None)
+        if content.startswith(DIALOGUE_START):
+            if content != DIALOGUE_START:
+                raise UserError(f"{file}, line {number}: found {content[:40]!r}, expected '{DIALOGUE_START}' alone")
             if index >= 0:
-                yield RawRecord(Source(file, index, start), turns)
-            index, start, turns = index + 1, line, Turns()
-            continue
-        speaker = next((s for s in SPEAKERS if content.startswith(s + ":")), None)
-        if speaker:
-            turns.append((speaker, content[len(speaker) + 1 :].strip()))
-        elif content and turns:
-            turns[-1] = (turns[-1][0], f"{turns[-1][1]}\n{content}")
+                yield RawRecord(Source(file, index, start), _turns(turns))
+            index, start, turns = index + 1, number, []
+        elif speaker:
+            turns.append((speaker, [line.partition(":")[2].rstrip("\r\n")]))
+        elif turns:
+            turns[-1][1].append(line.rstrip("\r\n"))
         elif content:
-            raise UserError(f"{file}, line {line}: found {content[:40]!r}, expected '<사람>:' or '<챗봇>:'")
-    yield RawRecord(Source(file, index, start), turns)
+            raise UserError(f"{file}, line {number}: found {content[:40]!r}, expected '<사람>:' or '<챗봇>:'")
+    yield RawRecord(Source(file, index, start), _turns(turns))
+
+
+def _turns(turns: list[tuple[str, list[str]]]) -> Turns:
+    return Turns((speaker, "\n".join(lines).strip()) for speaker, lines in turns)
+
+
+def _read_csv(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
+    rows = csv.reader(lines, strict=True)
+    header: list[str] = []
+    index = 0
+    while True:
+        number = rows.line_num + 1
+        fields: Any
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                raise UserError(f"{file}, line {number}: a quote is opened here and not closed") from None
+            if "field limit" in str(error):
+                limit = f"more than {csv.field_size_limit():,} characters"
+                raise UserError(f"{file}, line {number}: a cell of {limit}; is a quote opened and not closed?") from None
+            if not header:
+                raise UserError(f"{file}, line {number}: broken CSV: {error}") from None
+            fields = Unreadable(f"broken CSV: {error}", f"{len(header)} cells")
+        else:
+            if row is None:
+                return
+            if not row or not (header or "".join(row).strip()):
+                continue
+            if not header:
+                header = [cell.strip() for cell in row]
+                if len(set(header)) < len(header):
+                    raise UserError(f"{file}, line {number}: the header {','.join(header)} has a name twice")
+                continue
+            if len(row) == len(header):
+                fields = dict(zip(header, row, strict=True))
+            else:
+                fields = Unreadable(f"{len(row)} cells", f"{len(header)} cells: {','.join(header)}")
+        yield RawRecord(Source(file, index, number), fields)
+        index += 1
+
+
+def _read_text(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
+    for index, line in enumerate(lines):
+        yield RawRecord(Source(file, index, index + 1), {"prompt": line.rstrip("\r\n")})
+
+
+_READERS = {
+    "array": _read_array,
+    "lines": _read_lines,
+    "dialogues": _read_dialogues,
+    "csv": _read_csv,
+    "text": _read_text,
+}
+
+
+def _is_dataset(file: str) -> bool:
+    if os.path.exists(file):
+        return os.path.isdir(file)
+    return re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", file) is not None and Path(file).suffix not in DATA_SUFFIXES
+
+
+def _read_dataset(file: str) -> Iterator[RawRecord]:
+    from datasets import load_dataset  # takes seconds to import, and most data is in files
+
+    name, _, split = file.partition(":")
+    try:
+        for index, row in enumerate(load_dataset(name, split=split or "train", streaming=True)):
+            fields = {field: value for field, value in row.items() if value is not None}  # `datasets` fills in None
+            yield RawRecord(Source(file, index, None), fields)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{file}: there is no such file, and `datasets` can't load it: {reason}") from None

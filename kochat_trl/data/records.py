@@ -1,50 +1,83 @@
-"""The three record types, validated: what a line of a data file must hold.
+"""The three record types, validated: what a record of a data file must hold.
 
-Each `parse_*` function turns the fields of one raw record into the types below, or raises a
+Each `parse_*` function turns the fields of one raw record into one of the types below, or raises a
 `RecordError` that names the file, the line, the index, the field, what was found and what was expected.
 """
 
 import re
+import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import UserError
-from .rankings import ranking_pairs
+from .rankings import Pair, Pairs, RankingOrder, Tiers, ranking_tiers, tier_pairs
 
-SHOWN = 5  # broken records printed before "and N more"
+Kind = Literal["sft", "preference", "prompt"]
+Fault = Literal["broken", "empty", "equal", "tied", "overlong"]
+SHOWN = 3  # records named for each kind of fault in an error message
+
+# Field names of one prompt and one answer: KoChatGPT's, Alpaca's, and those of Korean chatbot CSV files.
+ANSWER_FIELDS = (("prompt", "completion"), ("instruction", "output"), ("Q", "A"))
+COMPLETION_FIELD = re.compile(r"completion_(0|[1-9]\d*)")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlist = _SHORT.maxdict = 8
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ROLES = ("user", "assistant")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a record came from: `index` counts records from 0, `line` counts lines from 1."""
+    """Where a record came from: `index` counts records from 0, `line` counts lines from 1 (None in a dataset)."""
 
     file: str
     index: int
-    line: int
+    line: int | None
 
     def __str__(self) -> str:
+        if self.line is None:
+            return f"{self.file}, record {self.index}"
         return f"{self.file}, line {self.line} (record {self.index})"
 
 
 class RecordError(UserError):
-    """One record that can't be used."""
+    """One record that can't be used. `fault` says why in one word."""
 
-    def __init__(self, source: Source, field: str, found: Any, expected: str):
-        shown = repr(found)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    def __init__(self, source: Source, field: str, found: Any, expected: str, fault: Fault = "broken"):
+        shown = found if isinstance(found, Described) else _SHORT.repr(found)
         super().__init__(f"{source}: field '{field}': found {shown}, expected {expected}")
-        self.source, self.field = source, field
+        self.source, self.field, self.expected, self.fault = source, field, expected, fault
+
+
+class Described(str):
+    """Words about what was found, as against the thing itself: an error message gives them without quotes."""
 
 
 class BrokenRecordsError(UserError):
     """Some records of the input can't be used, and the config says to refuse them."""
 
-    def __init__(self, errors: list[RecordError]):
-        lines = [f"  {error}" for error in errors[:SHOWN]]
-        if len(errors) > SHOWN:
-            lines.append(f"  ... and {len(errors) - SHOWN} more")
-        lines.append("Mend the file, or set `invalid_records: skip` to leave these out and list them.")
-        super().__init__(f"{len(errors)} records can't be used:\n" + "\n".join(lines))
+    def __init__(self, errors: Sequence[RecordError], total: int):
+        remedy = (
+            "Mend the file (`kochat data check` lists what is wrong, `kochat data clean` mends it), or leave these "
+            "out and list them: `invalid_records: skip`"
+        )
+        if any(error.fault == "overlong" for error in errors):
+            remedy += ", for the long ones `overlong: drop` (or `truncate`)"
+        super().__init__(f"{len(errors)} of {total} records can't be used:\n{summarize(errors)}\n{remedy}.")
+
+
+def summarize(errors: Sequence[RecordError]) -> str:
+    """For each kind of error: how many, and the first few of them."""
+    kinds: dict[tuple[str, str, str], list[RecordError]] = {}
+    for error in errors:
+        kinds.setdefault((error.source.file, error.field, error.expected), []).append(error)
+    lines = []
+    for alike in kinds.values():
+        lines += [f"  {error}" for error in alike[:SHOWN]]
+        if len(alike) > SHOWN:
+            lines.append(f"    ... and {len(alike) - SHOWN} more like these, {len(alike)} in all")
+    return "\n".join(lines)
 
 
 class Turns(list[tuple[str, str]]):
@@ -52,17 +85,39 @@ class Turns(list[tuple[str, str]]):
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """Stands in for the fields of a record that doesn't follow its file's format; the records after it do."""
+
+    found: str
+    expected: str
+
+
+@dataclass(frozen=True)
 class RawRecord:
-    """The fields of a record as the file has them, before any check."""
+    """The fields of a record as the file has them, before any check: a dict, `Turns`, or something unusable."""
 
     source: Source
     fields: Any
 
+    def has(self, *fields: str) -> bool:
+        """Whether the record has all of these fields. Raises `RecordError` if it isn't made of fields at all."""
+        if isinstance(self.fields, Unreadable):
+            raise RecordError(self.source, "(whole record)", Described(self.fields.found), self.fields.expected)
+        if not isinstance(self.fields, dict):
+            raise RecordError(self.source, "(whole record)", self.fields, "a JSON object")
+        return all(field in self.fields for field in fields)
+
     def text(self, field: str) -> str:
         """The non-empty string under `field`."""
-        value = self.fields.get(field)
+        return self.checked_text(field, self.fields.get(field))
+
+    def checked_text(self, field: str, value: Any) -> str:
+        """`value`, if it is a non-empty string that can be written as UTF-8."""
         if not isinstance(value, str) or not value.strip():
-            raise RecordError(self.source, field, value, "a non-empty string")
+            blank = isinstance(value, str)
+            raise RecordError(self.source, field, value, "a non-empty string", "empty" if blank else "broken")
+        if not value.isascii() and _SURROGATE.search(value):
+            raise RecordError(self.source, field, value, "text without half characters (\\ud800 to \\udfff)")
         return value
 
 
@@ -74,12 +129,15 @@ class Dialogue:
 
 
 @dataclass(frozen=True)
-class Preference:
-    """One reward example: `chosen` is the better of two completions of `prompt`."""
+class Ranking:
+    """One reward example: completions of a prompt, ranked by `tiers`, best first. A chosen/rejected pair is k = 2."""
 
     prompt: str
-    chosen: str
-    rejected: str
+    completions: tuple[str, ...]
+    tiers: Tiers
+
+    def pairs(self, pairs: Pairs = "all") -> list[Pair]:
+        return tier_pairs(self.tiers, pairs)
 
 
 @dataclass(frozen=True)
@@ -89,77 +147,115 @@ class Prompt:
     prompt: str
 
 
-def _has(raw: RawRecord, *fields: str) -> bool:
-    if not isinstance(raw.fields, dict):
-        raise RecordError(raw.source, "(whole record)", raw.fields, "a JSON object")
-    return all(field in raw.fields for field in fields)
+Record = Dialogue | Ranking | Prompt
+
+
+def kind_of(raw: RawRecord) -> Kind | None:
+    """What a record is for, told by its fields; None if it can't be told."""
+    fields = raw.fields
+    if isinstance(fields, Turns):
+        return "sft"
+    if not isinstance(fields, dict):
+        return None
+    if "chosen" in fields or "rejected" in fields or "ranking" in fields:
+        return "preference"
+    if "messages" in fields or any(answer in fields for _, answer in ANSWER_FIELDS):
+        return "sft"
+    return "prompt" if any(prompt in fields for prompt, _ in ANSWER_FIELDS) else None
+
+
+def parse(raw: RawRecord, kind: Kind, order: RankingOrder = "best_first") -> Record:
+    """`raw` as a record of `kind`; `order` is how a `ranking` is read."""
+    if kind == "sft":
+        return parse_sft(raw)
+    return parse_preference(raw, order) if kind == "preference" else parse_prompt(raw)
+
+
+def parse_sft(raw: RawRecord) -> Dialogue:
+    """`prompt`/`completion`, `instruction`(/`input`)/`output`, `Q`/`A`, `messages`, or the turns of a dialogue."""
+    if isinstance(raw.fields, Turns):
+        return _dialogue(raw, raw.fields, ("<사람>", "<챗봇>"))
+    if raw.has("messages"):
+        return _dialogue(raw, _messages(raw), _ROLES)
+    for prompt_field, answer_field in ANSWER_FIELDS:
+        if answer_field in raw.fields:
+            return Dialogue(_turns(_prompt(raw, prompt_field), raw.text(answer_field)))
+    if raw.has("prompt"):
+        raw.text("completion")  # is missing
+    expected = "prompt + completion, instruction + output, Q + A, or messages"
+    raise RecordError(raw.source, "(whole record)", sorted(raw.fields), expected)
+
+
+def parse_preference(raw: RawRecord, order: RankingOrder = "best_first") -> Ranking:
+    """`prompt`/`chosen`/`rejected`, or KoChatGPT's `completion_0 … completion_k` with a `ranking`, read as `order`."""
+    if raw.has("chosen") or raw.has("rejected"):
+        prompt, chosen, rejected = (raw.text(field) for field in ("prompt", "chosen", "rejected"))
+        if chosen == rejected:
+            raise RecordError(raw.source, "rejected", rejected, "a text that differs from 'chosen'", "equal")
+        return Ranking(prompt, (chosen, rejected), ((0,), (1,)))
+    if not raw.has("ranking"):
+        expected = "prompt + chosen + rejected or prompt + completion_0..k + ranking"
+        raise RecordError(raw.source, "(whole record)", sorted(raw.fields), expected)
+    count = sum(COMPLETION_FIELD.fullmatch(field) is not None for field in raw.fields)
+    if count < 2:
+        expected = "completion_0 and completion_1 at least"
+        raise RecordError(raw.source, "(whole record)", sorted(raw.fields), expected)
+    try:
+        tiers = ranking_tiers(raw.fields["ranking"], count, order)
+    except ValueError as error:
+        raise RecordError(raw.source, "ranking", raw.fields["ranking"], str(error)) from None
+    prompt = _prompt(raw, "prompt")
+    completions = [raw.text(f"completion_{i}") for i in range(count)]
+    if len(set(completions)) < count:
+        i = next(i for i, text in enumerate(completions) if text in completions[:i])
+        expected = "a text that no other completion has"
+        raise RecordError(raw.source, f"completion_{i}", completions[i], expected, "equal")
+    if len(tiers) < 2:
+        expected = "at least one completion that is better than another"
+        raise RecordError(raw.source, "ranking", raw.fields["ranking"], expected, "tied")
+    return Ranking(prompt, tuple(completions), tiers)
+
+
+def parse_prompt(raw: RawRecord) -> Prompt:
+    """The prompt of any record: `prompt`, `instruction`(/`input`), `Q`, or the first turn of a dialogue."""
+    if isinstance(raw.fields, Turns):
+        first = raw.fields[0] if raw.fields else ("<사람>", None)
+        if first[0] != "<사람>":
+            raise RecordError(raw.source, "turn 0", first[0], "<사람>")
+        return Prompt(raw.checked_text("turn 0", first[1]))
+    if raw.has("messages"):
+        return Prompt(parse_sft(raw).messages[0]["content"])
+    for field, _ in ANSWER_FIELDS:
+        if field in raw.fields:
+            return Prompt(_prompt(raw, field))
+    raise RecordError(raw.source, "prompt", sorted(raw.fields), "a prompt")
+
+
+def _prompt(raw: RawRecord, field: str) -> str:
+    prompt = raw.text(field)
+    more = raw.fields.get("input") if field == "instruction" else None
+    if more is None or (isinstance(more, str) and not more.strip()):
+        return prompt
+    return f"{prompt}\n\n{raw.text('input')}"
 
 
 def _turns(*contents: str) -> tuple[dict[str, str], ...]:
-    roles = ("user", "assistant")
-    return tuple({"role": roles[i % 2], "content": text} for i, text in enumerate(contents))
+    return tuple({"role": _ROLES[i % 2], "content": text} for i, text in enumerate(contents))
 
 
-def parse_sft(raw: RawRecord) -> list[Dialogue]:
-    """KoChatGPT's `prompt`/`completion`, `instruction`(/`input`)/`output`, or the turns of a dialogue."""
-    if isinstance(raw.fields, Turns):
-        turns = raw.fields
-        if len(turns) < 2 or len(turns) % 2:
-            raise RecordError(
-                raw.source,
-                "turns",
-                f"{len(turns)} turns",
-                "an even number: <사람>, <챗봇>, <사람>, ...",
-            )
-        for i, (speaker, content) in enumerate(turns):
-            expected = "<챗봇>" if i % 2 else "<사람>"
-            if speaker != expected:
-                raise RecordError(raw.source, f"turn {i}", speaker, expected)
-            if not content.strip():
-                raise RecordError(raw.source, f"turn {i}", content, "a non-empty text")
-        return [Dialogue(_turns(*(content for _, content in turns)))]
-    if _has(raw, "instruction", "output"):
-        prompt = raw.text("instruction")
-        if raw.fields.get("input"):
-            prompt = f"{prompt}\n\n{raw.text('input')}"
-        return [Dialogue(_turns(prompt, raw.text("output")))]
-    if _has(raw, "prompt") or _has(raw, "completion"):
-        return [Dialogue(_turns(raw.text("prompt"), raw.text("completion")))]
-    raise RecordError(
-        raw.source,
-        "(whole record)",
-        sorted(raw.fields),
-        "prompt + completion or instruction + output",
-    )
+def _messages(raw: RawRecord) -> list[tuple[Any, Any]]:
+    messages = raw.fields["messages"]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise RecordError(raw.source, "messages", messages, "a list of {role, content}")
+    return [(message.get("role"), message.get("content")) for message in messages]
 
 
-def parse_preference(raw: RawRecord) -> list[Preference]:
-    """`prompt`/`chosen`/`rejected`, or KoChatGPT's `completion_0..k` with a best-first `ranking`."""
-    if _has(raw, "chosen") or _has(raw, "rejected"):
-        prompt, chosen, rejected = (raw.text(field) for field in ("prompt", "chosen", "rejected"))
-        if chosen == rejected:
-            raise RecordError(raw.source, "rejected", rejected, "a text that differs from 'chosen'")
-        return [Preference(prompt, chosen, rejected)]
-    if not _has(raw, "ranking"):
-        raise RecordError(
-            raw.source,
-            "(whole record)",
-            sorted(raw.fields),
-            "prompt + chosen + rejected or prompt + completion_0..k + ranking",
-        )
-    prompt, ranking = raw.text("prompt"), raw.fields["ranking"]
-    count = sum(bool(re.fullmatch(r"completion_\d+", field)) for field in raw.fields)
-    if not isinstance(ranking, list) or sorted(map(repr, ranking)) != sorted(map(repr, range(count))):
-        raise RecordError(raw.source, "ranking", ranking, f"the indices 0 to {count - 1}, each once, best first")
-    completions = [raw.text(f"completion_{i}") for i in range(count)]
-    for i, text in enumerate(completions):
-        if text in completions[:i]:
-            raise RecordError(raw.source, f"completion_{i}", text, "a text that no other completion has")
-    return [Preference(prompt, completions[better], completions[worse]) for better, worse in ranking_pairs(ranking)]
-
-
-def parse_prompt(raw: RawRecord) -> list[Prompt]:
-    """KoChatGPT's `prompt`; other fields are ignored."""
-    if not _has(raw, "prompt"):
-        raise RecordError(raw.source, "prompt", sorted(raw.fields), "a prompt")
-    return [Prompt(raw.text("prompt"))]
+def _dialogue(raw: RawRecord, turns: Sequence[tuple[Any, Any]], speakers: tuple[str, str]) -> Dialogue:
+    if len(turns) < 2 or len(turns) % 2:
+        expected = f"an even number: {', '.join(speakers)}, {speakers[0]}, ..."
+        raise RecordError(raw.source, "turns", Described(f"{len(turns)} turns"), expected)
+    for i, (speaker, content) in enumerate(turns):
+        if speaker != speakers[i % 2]:
+            raise RecordError(raw.source, f"turn {i}", speaker, speakers[i % 2])
+        raw.checked_text(f"turn {i}", content)
+    return Dialogue(_turns(*(content for _, content in turns)))

@@ -278,7 +278,7 @@ def test_records_left_out_are_listed(recipe, tiny_base, kochatgpt_files, tmp_pat
     good = Path(kochatgpt_files["sft"]).read_text(encoding="utf-8-sig")
     files = kochatgpt_files | {"sft": write("sft.jsonl", good.replace('"반가워요"', '""', 1))}
     recipe("sft", *command("sft", files, tiny_base, tmp_path / "out"), "--invalid_records", "skip")
-    listed = (tmp_path / "out/left_out.txt").read_text(encoding="utf-8").splitlines()
+    listed = (tmp_path / "out/data_report.txt").read_text(encoding="utf-8").splitlines()
     assert len(listed) == 2  # once in the training file, once in the held-out one, which is the same here
     assert "(record 3): field 'prompt': found '', expected a non-empty string" in listed[0]
 

@@ -1,0 +1,125 @@
+"""Records → files, in the shapes that `readers.py` reads. Nothing is ever overwritten."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import UserError
+from .readers import DIALOGUE_START, SPEAKERS, Shape
+from .records import Turns
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[TextIO]:
+    """Open a new UTF-8 text file, which appears under `path` when it is complete; LF line ends as written.
+
+    Raises `UserError` if there is something under that name already.
+    """
+    target = Path(path)
+    refuse_existing(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("x", encoding="utf-8", newline="") as stream:
+            yield stream
+        refuse_existing(target)
+        partial.rename(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def refuse_existing(path: str | Path) -> None:
+    """Raise `UserError` if there is something under `path`: to be called before long work starts."""
+    if Path(path).exists():
+        raise UserError(f"{path} exists already; choose another name, or remove it first")
+
+
+def write_records(path: str | Path, shape: Shape, records: Iterable[Any]) -> int:
+    """Write the fields of records (dicts, or `Turns` for dialogues) as a new file, and return how many there were.
+
+    `array` is laid out as KoChatGPT's files are, indented by 4. A dataset is written as JSON lines.
+
+    Raises `UserError` if `path` exists, or if a record can't be told in that shape.
+    """
+    with new_file(path) as stream:
+        try:
+            return _WRITERS[shape](stream, records)
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise UserError(f"{path}: half a character ({half!r}) in a text; only JSON can tell it") from None
+
+
+def to_json(fields: Any, indent: int | None = None) -> str:
+    """`fields` as JSON, Korean as it is; half characters, which UTF-8 can't hold, are escaped."""
+    text = json.dumps(fields, ensure_ascii=False, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(fields, indent=indent)
+    return text
+
+
+def _write_array(stream: TextIO, records: Iterable[Any]) -> int:
+    count = 0
+    for count, fields in enumerate(records, start=1):
+        text = to_json(fields, indent=4).replace("\n", "\n    ")
+        stream.write(f"{'[' if count == 1 else ','}\n    {text}")
+    stream.write("\n]\n" if count else "[]\n")
+    return count
+
+
+def _write_lines(stream: TextIO, records: Iterable[Any]) -> int:
+    count = 0
+    for fields in records:
+        stream.write(to_json(fields) + "\n")
+        count += 1
+    return count
+
+
+def _write_dialogues(stream: TextIO, records: Iterable[Turns]) -> int:
+    count = 0
+    for count, turns in enumerate(records, start=1):
+        stream.write(DIALOGUE_START + "\n")
+        for speaker, content in turns:
+            for line in content.split("\n")[1:]:
+                if line.strip().startswith((DIALOGUE_START, *(f"{name}:" for name in SPEAKERS))):
+                    raise UserError(f"dialogue {count - 1}: a line of a turn begins with {line.strip()[:24]!r}")
+            stream.write(f"{speaker}: {content}\n")
+    return count
+
+
+def _write_csv(stream: TextIO, records: Iterable[dict[str, str]]) -> int:
+    writer: Any = None
+    count = 0
+    for fields in records:
+        if writer is None:
+            writer = csv.DictWriter(stream, fieldnames=list(fields))
+            writer.writeheader()
+        if set(fields) != set(writer.fieldnames):
+            raise UserError(f"record {count} has other fields than the first, and a CSV file has one header")
+        writer.writerow(fields)
+        count += 1
+    return count
+
+
+def _write_text(stream: TextIO, records: Iterable[dict[str, str]]) -> int:
+    count = 0
+    for count, fields in enumerate(records, start=1):
+        if "\n" in fields["prompt"]:
+            raise UserError(f"prompt {count - 1} has more than one line; a text file has one prompt a line")
+        stream.write(fields["prompt"] + "\n")
+    return count
+
+
+_WRITERS: dict[Shape, Any] = {
+    "array": _write_array,
+    "lines": _write_lines,
+    "dialogues": _write_dialogues,
+    "csv": _write_csv,
+    "text": _write_text,
+    "dataset": _write_lines,
+}

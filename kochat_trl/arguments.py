@@ -62,6 +62,13 @@ class RecipeArguments(DataArguments):
         default_factory=list,
         metadata={"help": "Held-out data files, in the shapes of train_files."},
     )
+    loss: Literal["pairwise", "listwise", "all_pairs"] = field(
+        default="pairwise",
+        metadata={
+            "help": "Reward: the mean over all pairs of a batch; the Plackett–Luce likelihood of each ranking; or the "
+            "mean over the pairs of a ranking, then over rankings (InstructGPT)."
+        },
+    )
     max_prompt_length: int | None = field(default=None, metadata={"help": "PPO: longest templated prompt, in tokens."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Rename an output_dir that is not empty, and write a new one."}

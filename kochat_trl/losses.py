@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .data.rankings import Pairs
+
 
 def pairwise_loss(
     chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, center_coefficient: float = 0.0
@@ -37,7 +39,11 @@ def pairwise_loss(
 
 
 def all_pairs_loss(
-    scores: Tensor, ranks: Tensor, margin_per_rank: float = 0.0, center_coefficient: float = 0.0
+    scores: Tensor,
+    ranks: Tensor,
+    margin_per_rank: float = 0.0,
+    center_coefficient: float = 0.0,
+    pairs: Pairs = "all",
 ) -> Tensor:
     """InstructGPT's loss: the mean over a prompt's (better, worse) pairs, then the mean over prompts.
 
@@ -49,6 +55,7 @@ def all_pairs_loss(
         ranks: shape (prompts, k), best 0, ties equal, −1 for no part. A tie gives no pair.
         margin_per_rank: the margin of a pair is this times the difference of its ranks.
         center_coefficient: as in `pairwise_loss`.
+        pairs: as in `group_pairs`.
 
     Returns:
         A scalar in nats. Prompts without a pair are left out of the mean; 0 if none is left. Source: InstructGPT
@@ -58,20 +65,26 @@ def all_pairs_loss(
     """
     _check(scores, ranks)
     scores = _widen(scores)
-    row, better, worse = group_pairs(ranks)
+    row, better, worse = group_pairs(ranks, pairs)
     margin = margin_per_rank * (ranks[row, worse] - ranks[row, better]).to(scores.dtype)
     losses = _pair_losses(scores[row, better], scores[row, worse], margin, center_coefficient)
-    pairs = row.bincount(minlength=len(ranks))
-    return (losses / pairs[row]).sum() / (pairs > 0).sum().clamp(min=1)
+    count = row.bincount(minlength=len(ranks))
+    return (losses / count[row]).sum() / (count > 0).sum().clamp(min=1)
 
 
-def group_pairs(ranks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices `(row, better, worse)`, each (pairs,), of every pair that `ranks`, (prompts, k), tells apart.
+def group_pairs(ranks: Tensor, pairs: Pairs = "all") -> tuple[Tensor, Tensor, Tensor]:
+    """Indices `(row, better, worse)`, each (pairs,), of the pairs that `ranks`, (prompts, k), tells apart.
 
-    The pairs' scores are `scores[row, better]` and `scores[row, worse]`. Ties and −1 give no pair.
+    The pairs' scores are `scores[row, better]` and `scores[row, worse]`. Ties and −1 give no pair. `pairs` is as in
+    `rankings.tier_pairs`, and takes ranks without gaps: 0, 1, 2, …
     """
     first, second = ranks.unsqueeze(2), ranks.unsqueeze(1)
-    row, better, worse = ((first >= 0) & (first < second)).nonzero(as_tuple=True)
+    told_apart = (first >= 0) & (first < second)
+    if pairs == "best_vs_rest":
+        told_apart &= first == 0
+    elif pairs == "adjacent":
+        told_apart &= second == first + 1
+    row, better, worse = told_apart.nonzero(as_tuple=True)
     return row, better, worse
 
 

@@ -90,6 +90,17 @@ def load_causal_lm(path: str, model_args: ModelArguments, tokenizer: PreTrainedT
     return _load(AutoModelForCausalLM, path, model_args, tokenizer)
 
 
+def load_policy(path: str, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Load what answers, on the GPU if there is one: a base, a merged model, or an adapter (SFT, PPO) on its base."""
+    if is_adapter(path):
+        base, revision = base_of_adapter(path)
+        base_model = load_causal_lm(base, replace(model_args, model_revision=revision), tokenizer)
+        model = load_adapter(base_model, path)
+    else:
+        model = load_causal_lm(path, model_args, tokenizer)
+    return model.to(PartialState().device)
+
+
 def new_reward_model(path: str, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Load a causal LM's backbone under a new score head, (hidden, 1) without bias, in float32.
 

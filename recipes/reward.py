@@ -3,23 +3,23 @@
     accelerate launch recipes/reward.py                                   # configs/kogpt2/reward.yaml
     accelerate launch recipes/reward.py --config configs/tiny/reward.yaml --lora_r 32
 
-The loss is `kochat_trl.losses.pairwise_loss`, as TRL's RewardTrainer computes it.
+Each completion of a ranking goes through the model once. `loss:` takes pairs or the whole order from the scores;
+`kochat_trl/losses.py` has all three written out.
 """
 
 from kochat_trl.data.convert import build_datasets
 from kochat_trl.errors import run
 from kochat_trl.models import add_lora, cast_trainable_to_float32, new_reward_model
 from kochat_trl.outputs import finish_run, start_run
+from kochat_trl.reward import RankingTrainer
 from kochat_trl.tokenizer import load_tokenizer
-
-from trl import RewardTrainer
 
 
 def main() -> None:
     args = start_run("reward", default_config="configs/kogpt2/reward.yaml")
     training, recipe = args.training, args.recipe
 
-    # 1. Rankings → (chosen, rejected) pairs → tokens, through the same template as SFT.
+    # 1. Rankings → tokens, through the same template as SFT.
     tokenizer = load_tokenizer(args.model.model_name_or_path, args.model.model_revision)
     train_dataset, eval_dataset, data_report = build_datasets(
         recipe.train_files,
@@ -34,8 +34,9 @@ def main() -> None:
     model = new_reward_model(args.model.model_name_or_path, args.model, tokenizer)
     model = add_lora(model, args.model)
 
-    # 3. Train. −log σ(r_chosen − r_rejected), with r read at the last token, `</s>`.
-    trainer = RewardTrainer(
+    # 3. Train. −log σ(r_chosen − r_rejected) unless `loss` says otherwise, with r read at the last token, `</s>`.
+    trainer = RankingTrainer(
+        recipe,
         model=model,
         args=training,
         train_dataset=train_dataset,

@@ -8,7 +8,7 @@ always a prefix of the ids of prompt + completion, at training time as at infere
 
 import hashlib
 import logging
-from collections import Counter
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,12 +74,12 @@ class DataReport:
     """The records that did not become rows as they are."""
 
     left_out: list[RecordError] = field(default_factory=list)
-    cut: list[RecordError] = field(default_factory=list)
+    in_part: list[RecordError] = field(default_factory=list)  # cut, or a ranking without its longest completions
 
     def __str__(self) -> str:
         """A line for each record; empty if there is none."""
-        lines = [f"left out: {error}\n" for error in self.left_out] + [f"cut: {error}\n" for error in self.cut]
-        return "".join(lines)
+        lines = [f"left out: {error}\n" for error in self.left_out]
+        return "".join(lines + [f"kept in part: {error}\n" for error in self.in_part])
 
 
 # --- Text → ids ---------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def build_datasets(
     if not eval_files:
         return train_dataset, None, report
     eval_dataset, more = build_dataset(eval_files, stage, tokenizer, max_length, options)
-    return train_dataset, eval_dataset, DataReport(report.left_out + more.left_out, report.cut + more.cut)
+    return train_dataset, eval_dataset, DataReport(report.left_out + more.left_out, report.in_part + more.in_part)
 
 
 def build_dataset(
@@ -250,9 +250,9 @@ def build_dataset(
 ) -> tuple[Dataset, DataReport]:
     """Read `files` into the tokenized dataset of a stage, and what became of the records that don't fit.
 
-    Columns: `input_ids`, `labels` (SFT); `chosen_ids`, `rejected_ids`, `group` and, if asked for, `margin` (reward);
-    `input_ids` (PPO). A ranking of k completions gives up to k·(k−1)/2 reward rows, which share its `group`, the
-    number of the record over all files. `max_length` counts tokens of a row.
+    A record is one row. Columns: `input_ids`, `labels` (SFT); `completion_ids`, the ids of prompt + completion for each
+    ranked completion, `ranks`, 0 for the best and equal for a tie, and `length`, the longest of them (reward);
+    `input_ids` (PPO). `max_length` counts the tokens of a sequence.
 
     Tokenized rows are cached on disk by `datasets`, under a hash of the records, the tokenizer and this module.
 
@@ -275,19 +275,32 @@ def build_dataset(
     if not records:
         raise UserError(f"no {kind} record in {', '.join(files)}")
 
-    dataset = _tokenize(records, stage, tokenizer, max_length, options)
-    usable = _handle_overlong(dataset, sources, max_length, options, report)
+    dataset = _tokenize(records, stage, tokenizer, max_length, options.overlong)
+    usable = list(dataset["usable"])
+    overlong = [
+        (
+            i,
+            RecordError(
+                sources[i], "(whole record)", Described(f"{n} tokens"), f"at most {max_length} tokens", "overlong"
+            ),
+        )
+        for i, n in enumerate(dataset["tokens"])
+        if max_length is not None and n > max_length
+    ]
+    if overlong and options.overlong == "error":
+        raise BrokenRecordsError([too_long for _, too_long in overlong], len(records))
+    for i, too_long in overlong:
+        (report.in_part if usable[i] else report.left_out).append(too_long)
     if report.left_out:
         logger.warning("%d records were left out:\n%s", len(report.left_out), summarize(report.left_out))
-    if report.cut:
-        logger.warning("%d records were cut:\n%s", len(report.cut), summarize(report.cut))
-    if not usable:
+    if report.in_part:
+        logger.warning("%d records were kept in part:\n%s", len(report.in_part), summarize(report.in_part))
+    if not any(usable):
         raise UserError(f"no {kind} record of {', '.join(files)} fits max_length")
-    dataset = dataset.select(usable) if len(usable) < len(dataset) else dataset
-    dataset = dataset.remove_columns(["tokens", "usable"])
-    dataset = dataset.rename_column("record", "group") if stage == "reward" else dataset.remove_columns("record")
-    logger.info("%s: %d rows from %d records of %s", stage, len(dataset), len(records), ", ".join(files))
-    return dataset, report
+    if not all(usable):
+        dataset = dataset.select([i for i, use in enumerate(usable) if use])
+    logger.info("%s: %d rows from %s", stage, len(dataset), ", ".join(files))
+    return dataset.remove_columns(["tokens", "usable"]), report
 
 
 def _tokenize(
@@ -295,90 +308,69 @@ def _tokenize(
     stage: Stage,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
-    options: DataArguments,
+    overlong: str,
 ) -> Dataset:
-    """The rows of all records, cut to `max_length` if the options say so.
+    """A row for each record, with what is too long cut or dropped if `overlong` says so.
 
-    Beside the columns that are trained on: `record`, the index of its record; `tokens`, its length before any cut; and
-    `usable`, false where a cut has left nothing to learn.
+    Beside the columns that are trained on: `tokens`, the length before that; and `usable`, false where nothing is left
+    to learn from.
     """
-    limit = max_length if options.overlong == "truncate" else None
+    limit = sys.maxsize if max_length is None or overlong == "error" else max_length
 
     def rows() -> Iterator[dict[str, Any]]:
         for start in range(0, len(records), BATCH):
             batch: Any = records[start : start + BATCH]
-            for i, row in _ROWS[stage](tokenizer, batch, limit, options):
-                yield {"record": start + i, **row}
+            yield from _ROWS[stage](tokenizer, batch, limit, overlong == "truncate")
 
     key = hashlib.sha256(Path(__file__).read_bytes())
     state = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map
-    for part in (stage, limit, options.pairs, options.rank_margins, state, *records):
+    for part in (stage, limit, overlong, state, *records):
         key.update(repr(part).encode("utf-8", "surrogatepass"))
     return Dataset.from_generator(rows, fingerprint=key.hexdigest()[:32])
 
 
 def _sft_rows(
-    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Dialogue], limit: int | None, options: DataArguments
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    for i, (ids, labels) in enumerate(encode_dialogues(tokenizer, [record.messages for record in batch])):
-        usable = any(label != IGNORED for label in labels[:limit])
-        yield i, {"input_ids": ids[:limit], "labels": labels[:limit], "tokens": len(ids), "usable": usable}
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Dialogue], limit: int, cut: bool
+) -> Iterator[dict[str, Any]]:
+    for ids, labels in encode_dialogues(tokenizer, [record.messages for record in batch]):
+        tokens = len(ids)
+        if cut:
+            ids, labels = ids[:limit], labels[:limit]
+        usable = len(ids) <= limit and any(label != IGNORED for label in labels)
+        yield {"input_ids": ids, "labels": labels, "tokens": tokens, "usable": usable}
 
 
-def _preference_rows(
-    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Ranking], limit: int | None, options: DataArguments
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _ranking_rows(
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Ranking], limit: int, cut: bool
+) -> Iterator[dict[str, Any]]:
     turns = [conversation(record.prompt, text) for record in batch for text in record.completions]
     encoded = iter(encode_dialogues(tokenizer, turns))
-    for i, record in enumerate(batch):
-        ids = [next(encoded)[0] for _ in record.completions]
-        for better, worse, distance in record.pairs(options.pairs):
-            chosen, rejected = ids[better][:limit], ids[worse][:limit]
-            row = {"chosen_ids": chosen, "rejected_ids": rejected}
-            row |= {"margin": float(distance)} if options.rank_margins else {}
-            yield i, row | {"tokens": max(len(ids[better]), len(ids[worse])), "usable": chosen != rejected}
+    for record in batch:
+        completions = [next(encoded)[0] for _ in record.completions]
+        kept: dict[tuple[int, ...], int] = {}  # ids → rank; what a cut has made equal is there once, with the best rank
+        for rank, tier in enumerate(record.tiers):
+            for i in tier:
+                ids = completions[i][:limit] if cut else completions[i]
+                if len(ids) <= limit:
+                    kept.setdefault(tuple(ids), rank)
+        ranks = sorted(set(kept.values()))
+        yield {
+            "completion_ids": [list(ids) for ids in kept],
+            "ranks": [ranks.index(rank) for rank in kept.values()],
+            "length": max(map(len, kept), default=0),
+            "tokens": max(map(len, completions)),
+            "usable": len(ranks) > 1,
+        }
 
 
 def _prompt_rows(
-    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Prompt], limit: int | None, options: DataArguments
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    for i, ids in enumerate(encode_prompts(tokenizer, [record.prompt for record in batch])):
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Prompt], limit: int, cut: bool
+) -> Iterator[dict[str, Any]]:
+    for record, ids in zip(batch, encode_prompts(tokenizer, [record.prompt for record in batch]), strict=True):
         tokens = len(ids)
-        if limit is not None and tokens > limit:
-            ids = shorten_prompt(tokenizer, batch[i].prompt, limit)
-        yield i, {"input_ids": ids, "tokens": tokens, "usable": bool(ids)}
+        if cut and tokens > limit:
+            ids = shorten_prompt(tokenizer, record.prompt, limit)
+        yield {"input_ids": ids, "tokens": tokens, "usable": 0 < len(ids) <= limit}
 
 
-_ROWS: dict[Stage, Any] = {"sft": _sft_rows, "reward": _preference_rows, "ppo": _prompt_rows}
-
-
-def _handle_overlong(
-    dataset: Dataset, sources: Sequence[Source], max_length: int | None, options: DataArguments, report: DataReport
-) -> list[int]:
-    """The indices of the rows to train on; adds to `report`, or raises, where a record has longer ones."""
-    rows = range(len(dataset))
-    if max_length is None:
-        return list(rows)
-    tokens, record, usable = (list(dataset[column]) for column in ("tokens", "record", "usable"))
-    long: dict[int, list[int]] = {}  # record → its rows that are too long
-    for row in rows:
-        if tokens[row] > max_length:
-            long.setdefault(record[row], []).append(row)
-    rows_of = Counter(record)
-
-    def error(index: int) -> RecordError:
-        found = f"{max(tokens[row] for row in long[index])} tokens"
-        if rows_of[index] > 1:
-            found = f"up to {found} in {len(long[index])} of {rows_of[index]} pairs"
-        return RecordError(
-            sources[index], "(whole record)", Described(found), f"at most {max_length} tokens", "overlong"
-        )
-
-    if options.overlong == "error" and long:
-        raise BrokenRecordsError([error(index) for index in long], len(sources))
-    for index, its_rows in long.items():
-        cut = options.overlong == "truncate" and any(usable[row] for row in its_rows)
-        (report.cut if cut else report.left_out).append(error(index))
-    if options.overlong == "truncate":
-        return [row for row in rows if usable[row]]
-    return [row for row in rows if tokens[row] <= max_length]
+_ROWS: dict[Stage, Any] = {"sft": _sft_rows, "reward": _ranking_rows, "ppo": _prompt_rows}

@@ -28,29 +28,41 @@ class Fault:
 # --- Texts --------------------------------------------------------------------------------------
 
 _SWALLOWED = re.compile(r"""["'],\s*["'](?:prompt|completion|tokens?)["']\s*:""")
-_ESCAPE = re.compile(r"""\\r?\\n(?![a-z])|\\n(?![a-z])|\\(["'])""")
-_CONTROL = re.compile("\r\n?|[\u2028\u2029\x85]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-_EMOJI = "\U0001f000-\U0001faff\u2600-\u27bf\ufe0f"
+_OWN_JSON = re.compile(r"""\{\s*["']""")
+_LINE_END = re.compile("\r\n?|[\n\v\f\u2028\u2029\x85]")
+_ESCAPES = {"n": "\n", "xa0": " ", "u200b": "", "ufeff": "", "'": "'", '"': '"'}
+_ESCAPE = re.compile(rf"(?:\\+r(?=\\+n))?\\+({'|'.join(_ESCAPES)})")
+_MEANT = re.compile(r"""\\n[a-z]|(["'`])\\n\1|\\n["'`](?!\w)|\b[C-F]:\\""")  # \nabla, '\n', print("가\n"), C:\
+_EMPTY_LINE = re.compile(r"\\n\\+n")
+_CONTROL = re.compile(f"{_LINE_END.pattern}|[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+# Joiners are meant between two emoji (arrows are among them), and in scripts from Arabic to Burmese.
+_JOINED = "\U0001f000-\U0001faff\u2190-\u21ff\u2600-\u27bf\u2b00-\u2bff\ufe0f\u0600-\u109f"
 _ZERO_WIDTH = re.compile(
-    "[\u00ad\u200b\u200c\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\u3164\ufeff\uffa0]"
-    f"|(?<![{_EMOJI}])\u200d|\u200d(?![{_EMOJI}])"  # a joiner between two emoji is meant
+    "[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\u3164\ufeff\uffa0]"
+    f"|(?<![{_JOINED}])[\u200c\u200d]|[\u200c\u200d](?![{_JOINED}])"
 )
-_NO_BREAK_SPACE = re.compile("[\u00a0\u202f]")
-_SPECIAL_TOKEN = re.compile(r"</?s>|<(?:pad|unk|usr|sys|mask)>|<\|[a-z_]+\|>")
-_HANGUL = re.compile("[\uac00-\ud7a3\u1100-\u11ff\u3131-\u318e]")
+_NO_BREAK_SPACE = re.compile("[\u00a0\u2007\u202f]")
+_SPECIAL_TOKEN = re.compile(r"</?s>|<(?:pad|unk|usr|sys|mask)>|<\|[a-z0-9_]+\|>")
+_HANGUL = re.compile("[\uac00-\ud7ff\u1100-\u115e\u1161-\u11ff\u3131-\u3163\u3165-\u318e\ua960-\ua97f]")  # no fillers
 
 
 def _mend_swallowed(text: str) -> str:
+    """Keep what stands before the next field, without the quote mark that opens it. Whole JSON in a text is meant."""
     match = _SWALLOWED.search(text)
-    return text[: match.start()].removeprefix(text[match.start()]).strip() if match else text
+    if not match or _OWN_JSON.search(text, 0, match.start()):
+        return text
+    return text[: match.start()].removeprefix(text[match.start()]).strip()
 
 
 def _mend_escape(text: str) -> str:
-    return _ESCAPE.sub(lambda match: match[1] or "\n", text)
+    """Put in what escapes stand for. They are meant as they are in a text with a line end of its own, as code has."""
+    if "\\" not in text or _LINE_END.search(text) or (_MEANT.search(text) and not _EMPTY_LINE.search(text)):
+        return text
+    return _ESCAPE.sub(lambda match: _ESCAPES[match[1]], text)
 
 
 def _mend_control(text: str) -> str:
-    return _CONTROL.sub(lambda match: "\n" if match[0] in ("\r\n", "\r", "\u2028", "\u2029", "\x85") else "", text)
+    return _CONTROL.sub(lambda match: "\n" if _LINE_END.match(match[0]) else "", text)
 
 
 def _mend_special_token(text: str) -> str:
@@ -60,12 +72,20 @@ def _mend_special_token(text: str) -> str:
 
 
 def _mend_stray_quote(text: str) -> str:
-    """Drop a quote mark at the start that nothing closes; apostrophes inside English words don't close it."""
-    quote = text[:1]
-    if quote not in ("'", '"'):
-        return text
-    marks = len(re.findall(rf"(?<![A-Za-z\\]){quote}|{quote}(?![A-Za-z])", text))
-    return text[1:].lstrip() if marks % 2 else text
+    """Drop a quote mark at the start that nothing closes.
+
+    An apostrophe in an English word closes nothing, nor does a mark that opens a quotation; '88 is a year.
+    """
+    while True:
+        body = text.lstrip()
+        mark = body[:1]
+        if mark not in ("'", '"') or re.match(r"'\d\d(?!\d)", body):
+            return text
+        marks = [match.start() for match in re.finditer(rf"(?<![A-Za-z]){mark}|{mark}(?![A-Za-z])", body)]
+        closed = len(marks) > 1 and not (body[marks[1] - 1].isspace() or body[marks[1] - 1] in "([<")
+        if closed or len(marks) % 2 == 0:
+            return text
+        text = body[1:].lstrip()
 
 
 def has_hangul(text: str) -> bool:
@@ -92,7 +112,7 @@ _ALL = [
         "keep what stands before it",
         mend=_mend_swallowed,
     ),
-    Fault("escape", "warning", r"a literal \n, \' or \"", "put in what it stands for", mend=_mend_escape),
+    Fault("escape", "warning", r"a literal \n, \xa0, \' or \"", "put in what it stands for", mend=_mend_escape),
     Fault("control", "warning", "control characters", r"remove them; a line end is \n", mend=_mend_control),
     Fault("zero_width", "warning", "invisible characters", "remove them", mend=lambda text: _ZERO_WIDTH.sub("", text)),
     Fault(
@@ -133,16 +153,16 @@ TEXT_FAULTS = [fault for fault in _ALL if fault.mend is not None]
 
 
 def texts(raw: RawRecord) -> dict[str | int, str]:
-    """The texts of a record that are strings: by field name, or by turn for a dialogue. Other fields are left out."""
+    """The texts of a record that are strings: by field name, and by turn of a dialogue. Other fields are left out."""
     fields: Any = raw.fields
     if isinstance(fields, Turns):
         return {i: content for i, (_, content) in enumerate(fields)}
     if not isinstance(fields, dict):
         return {}
+    found: dict[str | int, Any] = {name: value for name, value in fields.items() if is_text_field(name)}
     if isinstance(fields.get("messages"), list):
-        contents = [m.get("content") if isinstance(m, dict) else None for m in fields["messages"]]
-        return {i: content for i, content in enumerate(contents) if isinstance(content, str)}
-    return {name: value for name, value in fields.items() if is_text_field(name) and isinstance(value, str)}
+        found |= {i: m.get("content") for i, m in enumerate(fields["messages"]) if isinstance(m, dict)}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def is_text_field(name: str) -> bool:
@@ -159,10 +179,11 @@ def with_texts(raw: RawRecord, new: dict[str | int, str]) -> Any:
     fields: Any = raw.fields
     if isinstance(fields, Turns):
         return Turns((speaker, new.get(i, content)) for i, (speaker, content) in enumerate(fields))
+    fields = fields | {name: text for name, text in new.items() if isinstance(name, str)}
     if isinstance(fields.get("messages"), list):
         messages = [m | {"content": new[i]} if i in new else m for i, m in enumerate(fields["messages"])]
         return fields | {"messages": messages}
-    return fields | new
+    return fields
 
 
 _PROMPT_FIELDS = {prompt for prompt, _ in ANSWER_FIELDS} | {"input"}

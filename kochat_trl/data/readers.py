@@ -2,7 +2,7 @@
 
 The shape is sniffed from the first bytes, never guessed from the file's name: KoChatGPT's `.jsonl` files are JSON
 arrays, and one of them is not JSON at all. Files are read as a stream, so what they take in memory doesn't grow with
-the number of records.
+the number of records, unless these are all in one line.
 """
 
 import csv
@@ -16,9 +16,10 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from ..errors import UserError
 from .records import ANSWER_FIELDS, RawRecord, Source, Turns, Unreadable
@@ -84,14 +85,14 @@ def _is_gzip(file: str) -> bool:
         return stream.read(2) == b"\x1f\x8b"
 
 
-def _open(file: str) -> IO[bytes]:
+def _open(file: str) -> BufferedIOBase:
     try:
         return gzip.open(file, "rb") if _is_gzip(file) else open(file, "rb")
     except OSError as error:
         raise UserError(f"{file}: can't be read: {error.strerror}. Check the path.") from None
 
 
-def _decode(file: str, stream: IO[bytes]) -> Iterator[str]:
+def _decode(file: str, stream: BufferedIOBase) -> Iterator[str]:
     """The lines of a file, with their ends; a line ends at `\\n` alone."""
     for number in range(1, 1 << 62):
         try:
@@ -100,12 +101,10 @@ def _decode(file: str, stream: IO[bytes]) -> Iterator[str]:
             raise UserError(f"{file}, line {number}: can't be read on: {error}") from None
         if not line:
             return
-        if number == 1:
-            if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise UserError(f"{file}: is UTF-16, expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8")
-            line = line.removeprefix(b"\xef\xbb\xbf")
+        if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise UserError(f"{file}: is UTF-16, expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8")
         try:
-            yield line.decode()
+            yield line.decode().lstrip("\ufeff") if number == 1 else line.decode()
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{file}, line {number}: not UTF-8 at byte {error.start} of the line.{_try_cp949(line)}"
@@ -272,7 +271,8 @@ def _read_lines(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
 
 def _read_dialogues(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
     """Records of `Turns`; a line without a speaker continues the turn before it."""
-    index, start, turns = -1, 0, []
+    index, start = -1, 0
+    turns: list[tuple[str, list[str]]] = []
     for number, line in enumerate(lines, start=1):
         content = line.strip()
         speaker = next((speaker for speaker in SPEAKERS if content.startswith(f"{speaker}:")), None)
@@ -308,8 +308,8 @@ def _read_csv(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
             if "unexpected end" in str(error):
                 raise UserError(f"{file}, line {number}: a quote is opened here and not closed") from None
             if "field limit" in str(error):
-                limit = f"more than {csv.field_size_limit():,} characters"
-                raise UserError(f"{file}, line {number}: a cell of {limit}; is a quote opened and not closed?") from None
+                found = f"a cell of over {csv.field_size_limit():,} characters"
+                raise UserError(f"{file}, line {number}: {found}; is a quote opened and not closed?") from None
             if not header:
                 raise UserError(f"{file}, line {number}: broken CSV: {error}") from None
             fields = Unreadable(f"broken CSV: {error}", f"{len(header)} cells")
@@ -320,8 +320,9 @@ def _read_csv(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
                 continue
             if not header:
                 header = [cell.strip() for cell in row]
-                if len(set(header)) < len(header):
-                    raise UserError(f"{file}, line {number}: the header {','.join(header)} has a name twice")
+                if len(set(header)) < len(header) or not CSV_FIELDS.issuperset(header):
+                    expected = "names of fields, none twice"
+                    raise UserError(f"{file}, line {number}: found the header {header}, expected {expected}")
                 continue
             if len(row) == len(header):
                 fields = dict(zip(header, row, strict=True))

@@ -157,7 +157,7 @@ def kind_of(raw: RawRecord) -> Kind | None:
         return "sft"
     if not isinstance(fields, dict):
         return None
-    if "chosen" in fields or "rejected" in fields or "ranking" in fields:
+    if {"chosen", "rejected", "ranking", "completion_0"} & fields.keys():
         return "preference"
     if "messages" in fields or any(answer in fields for _, answer in ANSWER_FIELDS):
         return "sft"

@@ -278,37 +278,33 @@ def test_a_row_that_is_too_long_is_refused_unless_asked_for(write, tiny_tokenize
     dataset, report = build_dataset([path], "sft", tiny_tokenizer, 40, DataArguments(overlong="truncate"))
     assert dataset["input_ids"][:] == [rows[0][0], rows[1][0][:40]]
     assert dataset["labels"][:] == [rows[0][1], rows[1][1][:40]]
-    assert ([error.source.index for error in report.cut], report.left_out) == ([1], [])
-    assert str(report).startswith(f"cut: {path}, line 1 (record 1)")
+    assert ([error.source.index for error in report.in_part], report.left_out) == ([1], [])
+    assert str(report).startswith(f"kept in part: {path}, line 1 (record 1)")
 
 
 def test_a_cut_that_leaves_nothing_to_learn_is_left_out(write, tiny_tokenizer):
     sft = [{"prompt": "가 " * 50, "completion": "나"}, {"prompt": "가", "completion": "나"}]
-    pairs = [{"prompt": "가", "chosen": "나 " * 50 + text, "rejected": "나 " * 50} for text in ("다", "나")]
-    pairs[1]["chosen"] = "다"
+    rankings = [{"prompt": "가", "chosen": "나 " * 50 + "다", "rejected": "나 " * 50}]
+    rankings += [{"prompt": "가", "chosen": "다", "rejected": "나 " * 50}]
     truncate = DataArguments(overlong="truncate")
-    for stage, records, indices in (("sft", sft, [0]), ("reward", pairs, [0])):
+    for stage, records in (("sft", sft), ("reward", rankings)):
         path = write(f"{stage}.jsonl", json.dumps(records))
         dataset, report = build_dataset([path], stage, tiny_tokenizer, 40, truncate)
         assert len(dataset) == 1
-        assert [error.source.index for error in report.left_out] == indices
-    assert dataset["group"][:] == [1]
-    assert [error.source.index for error in report.cut] == [1]  # its rejected answer is long, its chosen one is not
+        assert [error.source.index for error in report.left_out] == [0]
+    assert [error.source.index for error in report.in_part] == [1]  # its rejected answer is long, its chosen one is not
+    short = len(encode_dialogue(tiny_tokenizer, conversation("가", "다"))[0])
+    assert [len(ids) for ids in dataset["completion_ids"][0]] == [short, 40]
+    assert (dataset["ranks"][0], dataset["length"][0]) == ([0, 1], 40)
 
 
-def test_a_ranking_keeps_the_pairs_that_fit(write, tiny_tokenizer):
-    record = {
-        "prompt": "가",
-        "completion_0": "나",
-        "completion_1": "다 " * 50,
-        "completion_2": "라",
-        "ranking": [1, 0, 2],
-    }
-    path = write("rm.jsonl", json.dumps([record]))
+def test_a_ranking_keeps_the_completions_that_fit(write, tiny_tokenizer):
+    completions = {"completion_0": "나", "completion_1": "다 " * 50, "completion_2": "라"}
+    path = write("rm.jsonl", json.dumps([{"prompt": "가", **completions, "ranking": [1, 0, 2]}]))
     dataset, report = build_dataset([path], "reward", tiny_tokenizer, 40, DataArguments(overlong="drop"))
-    chosen, rejected = (encode_dialogue(tiny_tokenizer, conversation("가", text))[0] for text in ("나", "라"))
-    assert dataset[:] == {"group": [0], "chosen_ids": [chosen], "rejected_ids": [rejected]}
-    assert "in 2 of 3 pairs" in str(report)
+    ids = [encode_dialogue(tiny_tokenizer, conversation("가", text))[0] for text in ("나", "라")]
+    assert dataset[:] == {"completion_ids": [ids], "ranks": [[0, 1]], "length": [max(map(len, ids))]}
+    assert str(report).startswith(f"kept in part: {path}, line 1 (record 0)")
 
 
 def test_a_prompt_is_cut_at_its_start_inside_the_template(write, tiny_tokenizer):
@@ -322,30 +318,31 @@ def test_a_prompt_is_cut_at_its_start_inside_the_template(write, tiny_tokenizer)
     kept = text.removeprefix(head).removesuffix(tail)
     assert prompt.endswith(kept)
     assert len(dataset["input_ids"][0]) == 60
-    assert len(report.cut) == 1
+    assert len(report.in_part) == 1
     with pytest.raises(UserError, match=r"no prompt record of .* fits max_length"):
         build_dataset([path], "ppo", tiny_tokenizer, 5, DataArguments(overlong="truncate"))
 
 
-def test_rows_of_rankings_share_a_group_and_may_have_margins(write, tiny_tokenizer):
-    completions = {"completion_0": "나", "completion_1": "다", "completion_2": "라"}
+def test_a_ranking_is_one_row(write, tiny_tokenizer):
+    """Whole, so that no two of its pairs can be in different sets; unranked completions are left out."""
+    completions = {f"completion_{i}": text for i, text in enumerate("나다라")}
     records = [
         {"prompt": "가", "chosen": "나", "rejected": "다"},
         {"prompt": "가", **completions, "ranking": [0, 2, 1]},
+        {"prompt": "가", **completions, "ranking": [2, [0, 1]]},
+        {"prompt": "가", **completions, "ranking": [2, 0]},
     ]
     path = write("rm.jsonl", json.dumps(records))
-    dataset, _ = build_dataset([path], "reward", tiny_tokenizer, options=DataArguments(rank_margins=True))
-    assert dataset["group"][:] == [0, 1, 1, 1]
-    assert dataset["margin"][:] == [1.0, 1.0, 2.0, 1.0]
-    dataset, _ = build_dataset([path], "reward", tiny_tokenizer, options=DataArguments(pairs="best_vs_rest"))
-    assert dataset["group"][:] == [0, 1, 1]
-    upside_down = DataArguments(ranking_order="rank_of", pairs="adjacent")
-    dataset, _ = build_dataset(
-        [write("one.jsonl", json.dumps(records[1:]))], "reward", tiny_tokenizer, None, upside_down
-    )
+    dataset, _ = build_dataset([path], "reward", tiny_tokenizer)
     ids = {text: encode_dialogue(tiny_tokenizer, conversation("가", text))[0] for text in "나다라"}
-    assert dataset["chosen_ids"][:] == [ids["나"], ids["라"]]  # ranks 0, 2, 1: 나, 라, 다
-    assert dataset["rejected_ids"][:] == [ids["라"], ids["다"]]
+    assert dataset["completion_ids"][:] == [
+        [ids[text] for text in order] for order in ("나다", "나라다", "라나다", "라나")
+    ]
+    assert dataset["ranks"][:] == [[0, 1], [0, 1, 2], [0, 1, 1], [0, 1]]
+    upside_down = DataArguments(ranking_order="rank_of")
+    path = write("one.jsonl", json.dumps([{"prompt": "가", **completions, "ranking": [1, 2, 0]}]))
+    dataset, _ = build_dataset([path], "reward", tiny_tokenizer, options=upside_down)
+    assert dataset["completion_ids"][:] == [[ids[text] for text in "라나다"]]
 
 
 def test_tokenized_rows_are_cached_until_something_changes(write, tiny_tokenizer, monkeypatch):

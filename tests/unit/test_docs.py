@@ -1,9 +1,13 @@
 """The commands in the two READMEs are the same, and every file, target and key they name exists."""
 
 import re
+from itertools import permutations
 from pathlib import Path
 
 from kochat_trl.arguments import parse_arguments
+from kochat_trl.cli import make_parser
+from kochat_trl.data.faults import FAULTS
+from kochat_trl.data.rankings import ranking_tiers, tier_pairs
 
 import pytest
 import yaml
@@ -49,3 +53,30 @@ def test_recipes_stay_short():
     """The promise that a recipe is read in one go."""
     for recipe in (ROOT / "recipes").glob("*.py"):
         assert len(recipe.read_text(encoding="utf-8").splitlines()) < 150
+
+
+def test_the_table_of_readings_is_what_the_code_does():
+    """All six permutations under both readings; 4 of their 18 pairs are upside down under `rank_of`."""
+    rows, turned = [], 0
+    for ranking in map(list, permutations(range(3))):
+        ours, theirs = (tier_pairs(ranking_tiers(ranking, 3, order)) for order in ("best_first", "rank_of"))
+        cells = [", ".join(f"{pair.better} > {pair.worse}" for pair in pairs) for pairs in (ours, theirs)]
+        upside_down = sorted({pair[:2] for pair in ours} - {pair[:2] for pair in theirs})
+        turned += len(upside_down)
+        marked = ", ".join(f"{better} > {worse}" for better, worse in upside_down)
+        rows.append(f"| {ranking} | {cells[0]} | {cells[1]} | {f'**{marked}**' if marked else '–'} |")
+    assert turned == 4
+    assert "\n".join(rows) in (ROOT / "docs/data.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_faults_is_the_one_that_clean_uses():
+    star = r" (\*)"
+    rows = [f"| `{f.name}`{'' if f.default else star} | {f.level} | {f.says} | {f.fix} |" for f in FAULTS.values()]
+    assert "\n".join(rows) in (ROOT / "docs/data.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_commands_names_them_all():
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    parser = make_parser()
+    data = parser._subparsers._group_actions[0].choices["data"]
+    assert all(f"`kochat data {name} " in text for name in data._subparsers._group_actions[0].choices)

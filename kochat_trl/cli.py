@@ -1,0 +1,363 @@
+"""`kochat`: the commands beside the recipes.
+
+What a command needs is imported when it runs, so that `kochat --help` answers at once.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from .data.faults import FAULTS
+from .data.readers import read_records
+from .data.records import BrokenRecordsError, RawRecord, RecordError, kind_of, parse
+from .errors import UserError, run
+
+KOGPT2 = "skt/kogpt2-base-v2"
+
+
+def main() -> None:
+    """The entry point of `kochat`."""
+    arguments = make_parser().parse_args()
+    run(lambda: arguments.command(arguments))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of every command; the result's `command` is the function that runs it."""
+    parser = argparse.ArgumentParser(prog="kochat", description="RLHF for small Korean language models.")
+    groups = parser.add_subparsers(metavar="COMMAND", required=True)
+    data = groups.add_parser("data", help="check, show, convert, clean and build data files")
+    _add_data_commands(data.add_subparsers(metavar="COMMAND", required=True))
+    return parser
+
+
+def _add(commands: Any, function: Callable[..., None], name: str, example: str, epilog: str = "") -> Any:
+    """A command that runs `function`, described by its docstring, with an example that works as it stands."""
+    description = (function.__doc__ or "").strip()
+    parser = commands.add_parser(
+        name,
+        help=description.splitlines()[0],
+        description=description,
+        epilog=f"{epilog}example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_reading(parser: Any, kind: str = "--kind") -> None:
+    kinds = ("sft", "preference", "prompt")
+    if kind == "--kind":
+        parser.add_argument("--kind", choices=kinds, help="what the records are; told from their fields unless given")
+    parser.add_argument(
+        "--ranking-order",
+        choices=("best_first", "rank_of"),
+        default="best_first",
+        help="how `ranking` is read: completion indices, best first (default), or the rank of each completion",
+    )
+
+
+def _add_pairs(parser: Any) -> None:
+    choices = ("all", "best_vs_rest", "adjacent")
+    parser.add_argument("--pairs", choices=choices, default="all", help="which pairs of a ranking (default: all)")
+
+
+def _add_data_commands(commands: Any) -> None:
+    check = _add(
+        commands,
+        check_data,
+        "check",
+        f"kochat data check data/kochatgpt/kochatgpt_3_PPO.jsonl --tokenizer {KOGPT2} --max-length 96",
+    )
+    check.add_argument("files", nargs="+", metavar="FILE")
+    _add_reading(check)
+    check.add_argument("--tokenizer", metavar="MODEL", help="folder or Hub name; counts tokens too")
+    check.add_argument(
+        "--max-length", type=int, metavar="N", help="count the records of more tokens, with the template"
+    )
+    check.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+    show = _add(
+        commands,
+        show_data,
+        "show",
+        f"kochat data show data/kochatgpt/kochatgpt_2_RM.jsonl --index 3 --tokenizer {KOGPT2}",
+    )
+    show.add_argument("file", nargs="?", metavar="FILE")
+    show.add_argument("--index", type=int, default=0, metavar="N", help="record, or first row of the batch, from 0")
+    _add_reading(show)
+    _add_pairs(show)
+    show.add_argument("--tokenizer", metavar="MODEL", help="folder or Hub name; shows tokens, ids and labels")
+    show.add_argument("--config", metavar="YAML", help="instead of FILE: show a batch of this config's training data")
+    show.add_argument("--stage", choices=("sft", "reward", "ppo"), help="the recipe that --config is for")
+
+    convert = _add(
+        commands,
+        convert_data,
+        "convert",
+        "kochat data convert data/kochatgpt/kochatgpt_2_RM.jsonl --to preference --output outputs/pairs.jsonl",
+    )
+    convert.add_argument("file", metavar="FILE")
+    convert.add_argument("--to", required=True, choices=("sft", "preference", "prompt"))
+    convert.add_argument("--output", required=True, metavar="OUT.jsonl", help="a new file")
+    _add_reading(convert, kind="")
+    _add_pairs(convert)
+    convert.add_argument("--rank-margins", action="store_true", help="give each pair the distance of its ranks")
+    convert.add_argument(
+        "--template",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="apply the chat template, or leave the texts plain (default: apply)",
+    )
+    convert.add_argument("--tokenizer", metavar="MODEL", help="whose template to apply; KoChatGPT's unless given")
+    _add_invalid(convert)
+
+    fixes = "\n".join(f"  {f.name:<16}{f.says}: {f.fix}{'' if f.default else ' (*)'}" for f in FAULTS.values())
+    clean = _add(
+        commands,
+        clean_data,
+        "clean",
+        "kochat data clean data/kochatgpt/kochatgpt_3_PPO.jsonl --output outputs/clean_prompts.jsonl",
+        f"fixes, all applied unless --fix names some; (*) only if named:\n{fixes}\n\n",
+    )
+    clean.add_argument("file", metavar="FILE")
+    clean.add_argument("--output", required=True, metavar="OUT", help="a new file, in KoChatGPT's shape")
+    clean.add_argument("--report", metavar="REPORT.jsonl", help="a new file (default: OUT.report.jsonl)")
+    clean.add_argument("--fix", nargs="+", metavar="NAME", help="apply these fixes only")
+    _add_reading(clean)
+    clean.add_argument("--tokenizer", metavar="MODEL", help="for the fixes that look at tokens")
+    clean.add_argument("--max-length", type=int, metavar="N", help="for the fix `overlong`")
+    clean.add_argument("--against", nargs="+", default=[], metavar="FILE", help="drop prompts that are in these files")
+
+    prompts = _add(
+        commands,
+        make_prompts,
+        "prompts",
+        "kochat data prompts data/kochatgpt/kochatgpt_1_SFT.jsonl --output outputs/prompts.jsonl",
+    )
+    prompts.add_argument("file", metavar="FILE")
+    prompts.add_argument("--output", required=True, metavar="OUT.jsonl", help="a new file")
+    _add_invalid(prompts)
+
+    rank = _add(
+        commands,
+        make_rankings,
+        "rank",
+        "kochat data rank data/kochatgpt/kochatgpt_3_PPO.jsonl --sources outputs/kogpt2/sft skt/kogpt2-base-v2 "
+        "--limit 8 --output outputs/rankings.jsonl",
+    )
+    rank.add_argument("file", metavar="PROMPTS", help="any data file that has prompts")
+    rank.add_argument(
+        "--sources",
+        nargs="+",
+        required=True,
+        metavar="SOURCE",
+        help="two or more, best first: models or adapters (folder or Hub name), or files with an answer to each prompt",
+    )
+    rank.add_argument("--reward-model", metavar="MODEL", help="rank by its scores instead of the sources' order")
+    rank.add_argument("--output", required=True, metavar="OUT.jsonl", help="a new file")
+    rank.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
+    rank.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="of an answer (default: 64)")
+    rank.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
+    rank.add_argument("--seed", type=int, default=0, help="of the answers and of the completions' order (default: 0)")
+    _add_invalid(rank)
+
+    split = _add(
+        commands,
+        split_data,
+        "split",
+        "kochat data split data/kochatgpt/kochatgpt_2_RM.jsonl --train outputs/rm_train.jsonl "
+        "--held-out outputs/rm_held_out.jsonl",
+    )
+    split.add_argument("file", metavar="FILE")
+    split.add_argument("--train", required=True, metavar="OUT", help="a new file")
+    split.add_argument("--held-out", required=True, metavar="OUT", help="a new file")
+    split.add_argument("--fraction", type=float, default=0.1, help="of the records to hold out (default: 0.1)")
+    split.add_argument("--seed", type=int, default=0, help="default: 0")
+
+
+def _add_invalid(parser: Any) -> None:
+    parser.add_argument(
+        "--invalid-records",
+        choices=("error", "skip"),
+        default="error",
+        help="refuse broken records (default), or leave them out and list them",
+    )
+
+
+def check_data(arguments: argparse.Namespace) -> None:
+    """Say what is in data files and what is wrong with it.
+
+    Exits with 1 if there is an error, which the recipes would refuse; with 0 if there are warnings only.
+    """
+    from .data.audit import check_files
+    from .data.audit_view import print_report
+
+    report = check_files(
+        arguments.files,
+        kind=arguments.kind,
+        order=arguments.ranking_order,
+        tokenizer=_tokenizer(arguments.tokenizer),
+        max_length=arguments.max_length,
+    )
+    if arguments.json:
+        print(json.dumps(report.to_json(), ensure_ascii=False, indent=2))
+    else:
+        print_report(report, _console())
+    sys.exit(1 if report.errors else 0)
+
+
+def show_data(arguments: argparse.Namespace) -> None:
+    """Show a record, or the batch of a config, as the model sees it: template, tokens, ids, labels, pairs."""
+    if (arguments.file is None) == (arguments.config is None) or (arguments.config and not arguments.stage):
+        raise UserError("give either FILE, or --config with --stage")
+    if arguments.config:
+        from .arguments import parse_arguments
+        from .data.show import show_batch
+
+        args = parse_arguments(arguments.stage, arguments.config, [])
+        show_batch(arguments.stage, args, arguments.index, _console())
+        return
+    from .data.show import show_record
+    from .tokenizer import template_tokenizer
+
+    raw = _record_at(arguments.file, arguments.index)
+    kind = arguments.kind or kind_of(raw) or "sft"  # nothing that is known: the error says what is
+    record = parse(raw, kind, arguments.ranking_order)
+    tokenizer = _tokenizer(arguments.tokenizer)
+    show_record(raw, record, arguments.pairs, tokenizer or template_tokenizer(), tokenizer is not None, _console())
+
+
+def convert_data(arguments: argparse.Namespace) -> None:
+    """Write what the recipes feed to TRL, as JSON lines of text that any other tool can use.
+
+    sft: prompt and completion (`text` for a dialogue of several exchanges; `messages` without template).
+    preference: prompt, chosen, rejected, and the group that pairs of one ranking share. prompt: prompt.
+    """
+    from .data.convert import DataArguments, text_rows
+    from .data.writers import refuse_existing, write_records
+    from .tokenizer import template_tokenizer
+
+    refuse_existing(arguments.output)
+    options = DataArguments(
+        ranking_order=arguments.ranking_order, pairs=arguments.pairs, rank_margins=arguments.rank_margins
+    )
+    tokenizer = (_tokenizer(arguments.tokenizer) or template_tokenizer()) if arguments.template else None
+    invalid: list[RecordError] = []
+    read = 0
+
+    def rows() -> Any:
+        nonlocal read
+        for group, raw in enumerate(read_records(arguments.file)):
+            read += 1
+            try:
+                record = parse(raw, arguments.to, options.ranking_order)
+            except RecordError as error:
+                invalid.append(error)
+                continue
+            yield from text_rows(record, group, options, tokenizer)
+        if arguments.invalid_records == "error" and invalid:
+            raise BrokenRecordsError(invalid, read)
+
+    written = write_records(arguments.output, "lines", rows())
+    _list_invalid(invalid)
+    print(f"{written} rows from {read - len(invalid)} records, written to {arguments.output}.")
+
+
+def clean_data(arguments: argparse.Namespace) -> None:
+    """Mend or drop faulty records: writes a new file in KoChatGPT's shape, and a report of every change."""
+    from .data.clean import clean_file, print_summary
+
+    report = arguments.report or f"{arguments.output}.report.jsonl"
+    summary = clean_file(
+        arguments.file,
+        arguments.output,
+        report=report,
+        fixes=arguments.fix,
+        kind=arguments.kind,
+        order=arguments.ranking_order,
+        tokenizer=_tokenizer(arguments.tokenizer),
+        max_length=arguments.max_length,
+        against=arguments.against,
+    )
+    print_summary(summary, _console())
+    print(f"Written to {arguments.output}; what was changed or dropped is in {report}.")
+
+
+def make_prompts(arguments: argparse.Namespace) -> None:
+    """Make a file of PPO prompts from the prompts of any data file, such as the SFT file or a seed file."""
+    from .data.build import read_prompts
+    from .data.writers import refuse_existing, write_records
+
+    refuse_existing(arguments.output)
+    prompts, invalid = read_prompts(arguments.file, arguments.invalid_records == "skip")
+    write_records(arguments.output, "array", ({"prompt": prompt} for prompt in prompts))
+    _list_invalid(invalid)
+    print(f"{len(prompts)} prompts, written to {arguments.output}.")
+
+
+def make_rankings(arguments: argparse.Namespace) -> None:
+    """Make a ranking file from the answers of several models: what KoChatGPT's stage 2 trains on."""
+    from .data.build import gather_answers, gather_scores, rank_answers, read_prompts
+    from .data.writers import refuse_existing, write_records
+
+    refuse_existing(arguments.output)
+    if len(arguments.sources) < 2:
+        raise UserError("a ranking takes two --sources or more")
+    prompts, invalid = read_prompts(arguments.file, arguments.invalid_records == "skip")
+    prompts = prompts[: arguments.limit]
+    settings = (arguments.max_new_tokens, arguments.temperature)
+    answers = [
+        gather_answers(source, prompts, *settings, arguments.seed + i) for i, source in enumerate(arguments.sources)
+    ]
+    scores = gather_scores(arguments.reward_model, prompts, answers) if arguments.reward_model else None
+    records, left_out = rank_answers(prompts, answers, arguments.seed, scores)
+    _list_invalid(invalid)
+    for prompt in left_out:
+        print(f"left out, as it has fewer than two different answers: {prompt!r}")
+    if not records:
+        raise UserError("no prompt has two different answers")
+    write_records(arguments.output, "array", records)
+    print(f"{len(records)} rankings, written to {arguments.output}.")
+
+
+def split_data(arguments: argparse.Namespace) -> None:
+    """Split a data file in two by a seed; records with the same prompt stay together."""
+    from .data.build import split_file
+
+    settings = (arguments.fraction, arguments.seed)
+    train, held_out = split_file(arguments.file, arguments.train, arguments.held_out, *settings)
+    print(f"{train} records, written to {arguments.train}; {held_out}, written to {arguments.held_out}.")
+
+
+def _record_at(file: str, index: int) -> RawRecord:
+    count = 0
+    for raw in read_records(file):
+        if count == index:
+            return raw
+        count += 1
+    raise UserError(f"{file}: there is no record {index}: it has {count}, from 0")
+
+
+def _list_invalid(invalid: list[RecordError]) -> None:
+    for error in invalid:
+        print(f"left out: {error}", file=sys.stderr)
+
+
+def _tokenizer(path: str | None) -> Any:
+    if path is None:
+        return None
+    from .tokenizer import load_tokenizer
+
+    return load_tokenizer(path)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+if __name__ == "__main__":
+    main()

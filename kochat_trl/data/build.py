@@ -1,0 +1,146 @@
+"""How KoChatGPT's data is made: prompts from a seed file, answers of several models ranked, held-out records."""
+
+import random
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .faults import normalized
+from .readers import file_format, read_records
+from .records import BrokenRecordsError, RawRecord, RecordError, Turns, parse_prompt, parse_sft
+from .writers import refuse_existing, write_records
+
+
+def read_prompts(file: str, skip_invalid: bool = False) -> tuple[list[str], list[RecordError]]:
+    """The prompts of any data file, in its order, and the records that have none.
+
+    Raises `BrokenRecordsError` if there are such records, unless `skip_invalid`.
+    """
+    prompts, invalid = [], []
+    for raw in read_records(file):
+        try:
+            prompts.append(parse_prompt(raw).prompt)
+        except RecordError as error:
+            invalid.append(error)
+    if invalid and not skip_invalid:
+        raise BrokenRecordsError(invalid, len(prompts) + len(invalid))
+    return prompts, invalid
+
+
+def gather_answers(
+    source: str, prompts: Sequence[str], max_new_tokens: int, temperature: float, seed: int
+) -> list[str]:
+    """The answers of `source`, a file of answers or a model or adapter (folder or Hub name), to `prompts`."""
+    if Path(source).is_file():
+        return read_answers(source, prompts)
+    from ..arguments import ModelArguments
+    from ..generate import generate_answers
+    from ..models import load_policy
+    from ..tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(source)
+    model = load_policy(source, ModelArguments(dtype="float32"), tokenizer)
+    answers = generate_answers(model, tokenizer, prompts, max_new_tokens, temperature, seed=seed)
+    return [answer.text for answer in answers]
+
+
+def gather_scores(reward_model: str, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+    """The scores that the reward model (adapter with its head, or merged) gives; `answers` as in `rank_answers`."""
+    from ..arguments import ModelArguments
+    from ..evaluate import score_dialogues
+    from ..models import load_reward_model
+    from ..tokenizer import load_tokenizer
+    from .convert import conversation
+
+    tokenizer = load_tokenizer(reward_model)
+    model = load_reward_model(reward_model, ModelArguments(dtype="float32"), tokenizer)
+    return [
+        score_dialogues(model, tokenizer, [conversation(*pair) for pair in zip(prompts, source, strict=True)])
+        for source in answers
+    ]
+
+
+def read_answers(file: str, prompts: Sequence[str]) -> list[str]:
+    """The answer that `file` has for each of `prompts`: the first one, where it has several.
+
+    Raises `UserError` if it lacks some.
+    """
+    answers: dict[str, str] = {}
+    for raw in read_records(file):
+        prompt, answer, *_ = (message["content"] for message in parse_sft(raw).messages)
+        answers.setdefault(normalized(prompt), answer)
+    missing = [prompt for prompt in prompts if normalized(prompt) not in answers]
+    if missing:
+        raise UserError(f"{file}: no answer to {len(missing)} of {len(prompts)} prompts, such as {missing[:3]}")
+    return [answers[normalized(prompt)] for prompt in prompts]
+
+
+def rank_answers(
+    prompts: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    seed: int,
+    scores: Sequence[Sequence[float]] | None = None,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """KoChatGPT's ranking records, and the prompts that have fewer than two different answers.
+
+    `answers[s][i]` is the answer of source `s` to prompt `i`, the sources best first; or ranked by `scores`, laid out
+    likewise, where equal scores are a tie. Empty answers are left out, and of equal ones all but the best. The
+    completions of a record are in an order of their own, drawn from `seed` and the place of the prompt.
+    """
+    records, left_out = [], []
+    for i, prompt in enumerate(prompts):
+        worth = [scores[s][i] if scores else -s for s in range(len(answers))]
+        best: dict[str, float] = {}  # answer → what the best of its sources is worth
+        for source in sorted(range(len(answers)), key=worth.__getitem__, reverse=True):
+            if answers[source][i].strip():
+                best.setdefault(answers[source][i], worth[source])
+        if len(best) < 2:
+            left_out.append(prompt)
+            continue
+        completions = list(best)
+        random.Random(f"{seed}/{i}").shuffle(completions)
+        tiers = [[completions.index(answer) for answer in tied] for _, tied in groupby(best, best.__getitem__)]
+        record: dict[str, Any] = {"prompt": prompt}
+        record |= {f"completion_{place}": answer for place, answer in enumerate(completions)}
+        records.append(record | {"ranking": [tier[0] if len(tier) == 1 else sorted(tier) for tier in tiers]})
+    return records, left_out
+
+
+def split_file(file: str, train: str, held_out: str, fraction: float, seed: int) -> tuple[int, int]:
+    """Write the records of `file`, in their order and shape, to `train` and `held_out`; return how many each has.
+
+    Records with the same prompt (after NFKC and whitespace) go together. Prompts are drawn, by `seed`, until they
+    hold `fraction` of the records.
+
+    Raises `UserError` if `fraction` leaves one of the two empty, if an output exists, or if a record is unreadable.
+    """
+    for path in (train, held_out):
+        refuse_existing(path)
+    records = list(read_records(file))
+    groups: dict[str, list[int]] = {}
+    for i, raw in enumerate(records):
+        groups.setdefault(_prompt_key(raw), []).append(i)
+    wanted = fraction * len(records)
+    drawn: set[int] = set()
+    order = sorted(groups)
+    random.Random(f"{seed}/split").shuffle(order)
+    for key in order:
+        if len(drawn) + len(groups[key]) / 2 <= wanted:
+            drawn.update(groups[key])
+    if not drawn or len(drawn) == len(records):
+        raise UserError(f"{file}: {len(groups)} different prompts can't be split at {fraction}")
+    shape = file_format(file).shape
+    write_records(train, shape, (raw.fields for i, raw in enumerate(records) if i not in drawn))
+    write_records(held_out, shape, (raw.fields for i, raw in enumerate(records) if i in drawn))
+    return len(records) - len(drawn), len(drawn)
+
+
+def _prompt_key(raw: RawRecord) -> str:
+    if not isinstance(raw.fields, dict | Turns):
+        raw.has()  # raises what is wrong with it
+    try:
+        return normalized(parse_prompt(raw).prompt)
+    except RecordError:
+        return ""  # broken, for `kochat data clean` to mend: all of them stay together

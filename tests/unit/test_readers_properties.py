@@ -1,0 +1,482 @@
+"""What must hold for every file and every ranking, whatever is in it."""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import re
+import tracemalloc
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from kochat_trl.data import readers
+from kochat_trl.data.rankings import ranking_tiers, readings_differ, tier_pairs
+from kochat_trl.data.readers import CSV_FIELDS, DIALOGUE_START, SPEAKERS, FileFormat, file_format, read_records
+from kochat_trl.data.records import Turns, Unreadable
+from kochat_trl.data.writers import write_records
+from kochat_trl.errors import UserError
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+settings.register_profile("properties", max_examples=100, deadline=None, derandomize=True, database=None)
+settings.load_profile("properties")
+
+# --- Texts that a careless reader trips over ----------------------------------------------------
+
+NFD = unicodedata.normalize("NFD", "한국어")
+PIECES = [
+    *('"', '""', "'", "\\", "\\n", "\\u0000", '\\"', ",", ":", "[", "]", "{", "}", '", "completion": "', " ", "Q,A"),
+    *("\0", "\x1a", "\x1b", "\x7f", "\t", "\r", "\n", "\r\n", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029", "\ufeff"),
+    *("\xa0", "\u3000", "\u200b", "\ufffd", "\uffff", "\U0001f600", "\U0010ffff", "가", NFD, "ㅋㅋ", DIALOGUE_START),
+    *(f"{speaker}:" for speaker in SPEAKERS),
+]
+HALVES = ["\ud800", "\udbff", "\udc00", "\udfff", "\ude00가"]  # lone surrogates: only JSON's escapes can tell them
+
+
+def texts_of(pieces: list[str], forbidden: str = "") -> st.SearchStrategy[str]:
+    anything = st.characters(exclude_categories=["Cs"], exclude_characters=forbidden)
+    pieces = [piece for piece in pieces if not set(piece) & set(forbidden)]
+    return st.lists(st.sampled_from(pieces) | st.text(anything, max_size=4), max_size=6).map("".join)
+
+
+TEXTS = texts_of(PIECES)
+# Two escaped halves in a row are one character, in any JSON; the round trip through `json` makes them so.
+JSON_TEXTS = texts_of(PIECES + HALVES).map(lambda text: json.loads(json.dumps(text)))
+JSON_VALUES = st.recursive(
+    JSON_TEXTS | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(JSON_TEXTS, inner, max_size=4),
+    max_leaves=8,
+)
+FIELDS = st.dictionaries(st.sampled_from(["prompt", "completion", "ranking"]) | JSON_TEXTS, JSON_VALUES, max_size=4)
+BLANKS = st.text(" \t\r\n", max_size=4)
+
+# --- Files --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the text of a file is laid out in bytes."""
+
+    bom: bool
+    crlf: bool
+    gzip: bool
+
+    def write(self, path: Path, text: str) -> Path:
+        text = text.replace("\n", "\r\n") if self.crlf else text
+        data = text.encode("utf-8-sig" if self.bom else "utf-8")
+        path.write_bytes(gzip.compress(data, 1) if self.gzip else data)
+        return path
+
+
+LAYOUTS = st.builds(Layout, st.booleans(), st.booleans(), st.booleans())
+LF_LAYOUTS = st.builds(Layout, st.booleans(), st.just(False), st.booleans())  # where a CR would be part of a text
+PLAIN = Layout(bom=False, crlf=False, gzip=False)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("properties") / "data"
+
+
+@pytest.fixture(params=[1, 3, 256])
+def window(request: pytest.FixtureRequest):
+    """How many lines of an array are parsed together: with one, the parser meets every cut that there is."""
+    with mock.patch.object(readers, "_LINES_AT_ONCE", request.param):
+        yield
+
+
+def written(path: Path, shape: readers.Shape, records: list) -> str:
+    """The text of the file that `write_records` makes of `records`."""
+    path.unlink(missing_ok=True)
+    assert write_records(path, shape, records) == len(records)
+    return path.read_bytes().decode()
+
+
+def fields_read(path: Path) -> list:
+    """The fields of all records, after a check of what each says about where it comes from."""
+    records = list(read_records(path))
+    assert [record.source.index for record in records] == list(range(len(records)))
+    assert {record.source.file for record in records} <= {str(path)}
+    return [record.fields for record in records]
+
+
+def until_error(path: Path) -> tuple[list, str]:
+    """The fields of the records before the error in which reading the file must end, and its message."""
+    fields = []
+    try:
+        for record in read_records(path):
+            fields.append(record.fields)
+    except UserError as error:
+        return fields, str(error)
+    raise AssertionError("read to the end")
+
+
+def lines_read(path: Path) -> list[int]:
+    return [record.source.line for record in read_records(path)]
+
+
+def line_after(text: str) -> int:
+    return text.count("\n") + 1
+
+
+# --- Reading what was written -------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("window")
+@given(records=st.lists(FIELDS | JSON_VALUES, max_size=5), layout=LAYOUTS, one_line=st.booleans())
+@example(records=[{"prompt": i} for i in range(1000)], layout=PLAIN, one_line=False)
+def test_an_array_is_read_as_it_was_written(path, records, layout, one_line):
+    text = written(path, "array", records)
+    layout.write(path, json.dumps(records) if one_line else text)
+    assert fields_read(path) == records
+    crlf = layout.crlf and not one_line
+    assert file_format(path) == FileFormat("array", bom=layout.bom, crlf=crlf, gzip=layout.gzip)
+
+
+@given(records=st.lists(FIELDS, min_size=1, max_size=5), layout=LAYOUTS)
+def test_json_lines_are_read_as_they_were_written(path, records, layout):
+    layout.write(path, written(path, "lines", records))
+    assert fields_read(path) == records
+    assert file_format(path) == FileFormat("lines", bom=layout.bom, crlf=layout.crlf, gzip=layout.gzip)
+
+
+def tellable_turn(text: str) -> str:
+    """`text` as a dialogue file can tell it: without blanks around it, and without CR, which ends a line."""
+    return text.replace("\r", "").strip()
+
+
+TURNS = st.lists(st.tuples(st.sampled_from(SPEAKERS), TEXTS.map(tellable_turn)), max_size=4).map(Turns)
+
+
+@given(records=st.lists(TURNS, min_size=1, max_size=4), layout=LAYOUTS)
+@example(records=[Turns([("<사람>", "가 \n 나 \n 다")])], layout=PLAIN)
+def test_dialogues_are_read_as_they_were_written(path, records, layout):
+    """For texts without blanks around them, without CR, and without a line that begins a turn: that one is refused."""
+    markers = (DIALOGUE_START, *(f"{speaker}:" for speaker in SPEAKERS))
+    later_lines = [line for turns in records for _, text in turns for line in text.split("\n")[1:]]
+    if any(line.strip().startswith(markers) for line in later_lines):
+        with pytest.raises(UserError, match="a line of a turn begins with"):
+            written(path, "dialogues", records)
+        return
+    layout.write(path, written(path, "dialogues", records))
+    assert fields_read(path) == records
+    assert file_format(path) == FileFormat("dialogues", bom=layout.bom, crlf=layout.crlf, gzip=layout.gzip)
+
+
+TABLES = st.lists(st.sampled_from(sorted(CSV_FIELDS)), min_size=2, max_size=5, unique=True).flatmap(
+    lambda header: st.lists(st.fixed_dictionaries({name: TEXTS for name in header}), min_size=1, max_size=5)
+)
+
+
+@given(records=TABLES, layout=LF_LAYOUTS, quoted=st.booleans())
+def test_csv_is_read_as_it_was_written(path, records, layout, quoted):
+    text = written(path, "csv", records)
+    if quoted:  # as pandas can write it: LF ends, every cell in quotes, the header's too
+        stream = io.StringIO(newline="")
+        writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows(records)
+        text = stream.getvalue()
+    layout.write(path, text)
+    assert fields_read(path) == records
+    assert file_format(path) == FileFormat("csv", bom=layout.bom, crlf=not quoted, gzip=layout.gzip)
+
+
+@given(prompts=st.lists(texts_of(PIECES, forbidden="\r\n"), min_size=1, max_size=6), layout=LAYOUTS)
+@example(prompts=["가", "", "\0", "[", "{", DIALOGUE_START], layout=PLAIN)
+def test_plain_text_is_read_as_it_was_written(path, prompts, layout):
+    """For prompts without line ends, the first of which can't be taken for the beginning of another shape."""
+    prompts = [f"가{prompts[0]}", *prompts[1:]]
+    records = [{"prompt": prompt} for prompt in prompts]
+    layout.write(path, written(path, "text", records))
+    assert fields_read(path) == records
+    assert lines_read(path) == list(range(1, len(records) + 1))
+    assert file_format(path) == FileFormat("text", bom=layout.bom, crlf=layout.crlf, gzip=layout.gzip)
+
+
+@pytest.mark.usefixtures("window")
+@pytest.mark.parametrize("shape", ["array", "lines", "dialogues", "text"])
+def test_very_long_lines(path, shape):
+    long = "가나다 " * 50_000 + "끝"
+    record = Turns([("<사람>", long), ("<챗봇>", long)]) if shape == "dialogues" else {"prompt": long}
+    PLAIN.write(path, written(path, shape, [record] * 3))
+    same = fields_read(path) == [record] * 3
+    assert same  # and not the comparison itself, which pytest would print
+
+
+@given(texts=st.lists(texts_of(PIECES + HALVES), min_size=1, max_size=3))
+def test_what_a_shape_cannot_tell_is_refused(path, texts):
+    """Half characters in a shape without escapes, a prompt of two lines, rows of different fields."""
+    shapes = {
+        "csv": [{"Q": text, "A": "나"} for text in texts],
+        "text": [{"prompt": text} for text in texts],
+        "dialogues": [Turns([("<사람>", text)]) for text in texts],
+    }
+    whole = "".join(texts)
+    for shape, records in shapes.items():
+        if any("\ud800" <= character <= "\udfff" for character in whole) or (shape == "text" and "\n" in whole):
+            with pytest.raises(UserError):
+                written(path, shape, records)
+            assert not path.exists()
+    for uneven in (
+        [{"Q": "가", "A": "나"}, {"Q": "다"}],
+        [{"Q": "가", "A": "나"}, {"Q": "다", "A": "라", "input": "마"}],
+    ):
+        with pytest.raises(UserError, match="record 1"):
+            written(path, "csv", uneven)
+
+
+# --- Where a record is --------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("window")
+@given(data=st.data(), records=st.lists(FIELDS | JSON_VALUES, max_size=5), layout=LF_LAYOUTS)
+def test_lines_of_an_array(path, data, records, layout):
+    """Blanks and line ends anywhere between the tokens of the array; lines are counted while it is put together."""
+    text, expected = data.draw(BLANKS) + "[" + data.draw(BLANKS), []
+    for i, record in enumerate(records):
+        text += ("," if i else "") + data.draw(BLANKS)
+        expected.append(line_after(text))
+        text += json.dumps(record, indent=data.draw(st.sampled_from([None, 0, 3]))) + data.draw(BLANKS)
+    layout.write(path, text + "]" + data.draw(BLANKS))
+    assert fields_read(path) == records
+    assert lines_read(path) == expected
+
+
+@given(data=st.data(), records=st.lists(FIELDS, min_size=1, max_size=5), layout=LF_LAYOUTS)
+def test_lines_of_json_lines(path, data, records, layout):
+    """With blank lines, and with lines that are no JSON, between the records."""
+    broken = st.sampled_from(['{"prompt":', "가", '{"a": 1} {"a": 2}', '{"a": NaN}', '{"a": 1, "a": 2}', "[" * 9999])
+    text, expected, fields = "", [], []
+    for record in records:
+        text += data.draw(st.sampled_from(["", "\n", "\r\n", " \t\n\n"]))
+        expected.append(line_after(text))
+        fields.append(record)
+        text += json.dumps(record, ensure_ascii=True) + data.draw(st.sampled_from(["\n", "\r\n", " \n"]))
+        if data.draw(st.booleans()):
+            expected.append(line_after(text))
+            fields.append(None)
+            text += data.draw(broken) + "\n"
+    layout.write(path, text)
+    assert [None if isinstance(found, Unreadable) else found for found in fields_read(path)] == fields
+    assert lines_read(path) == expected
+
+
+@given(data=st.data(), dialogues=st.lists(TURNS, min_size=1, max_size=4), layout=LAYOUTS)
+def test_lines_of_dialogues(path, data, dialogues, layout):
+    text, expected = "", []
+    for turns in dialogues:
+        text += data.draw(st.sampled_from(["", "\n", " \n\n"]))
+        expected.append(line_after(text))
+        text += f"{DIALOGUE_START}{data.draw(st.sampled_from(['', ' ']))}\n"
+        text += "".join(f"{speaker}: {content.splitlines()[0] if content else ''}\n" for speaker, content in turns)
+    layout.write(path, text)
+    assert [len(turns) for turns in fields_read(path)] == [len(turns) for turns in dialogues]
+    assert lines_read(path) == expected
+
+
+@given(data=st.data(), rows=st.lists(st.lists(TEXTS, min_size=1, max_size=4), min_size=1, max_size=6))
+def test_lines_of_csv(path, data, rows):
+    """Cells of several lines, blank lines, rows with too few or too many cells, in any quoting."""
+    stream = io.StringIO(newline="")
+    stream.write(data.draw(st.sampled_from(["Q,A\n", "\nQ,A\r\n", ' \n"Q","A"\n'])))
+    expected = []
+    for row in rows:
+        stream.write(data.draw(st.sampled_from(["", "\n", "\r\n"])))
+        expected.append(line_after(stream.getvalue()))
+        csv.writer(stream, quoting=data.draw(st.sampled_from([0, 1]))).writerow(row)
+    PLAIN.write(path, stream.getvalue())
+    fields = [dict(zip(("Q", "A"), row, strict=True)) if len(row) == 2 else None for row in rows]
+    assert [None if isinstance(found, Unreadable) else found for found in fields_read(path)] == fields
+    assert lines_read(path) == expected
+
+
+def array_texts() -> list[str]:
+    records = [{"prompt": "가\n[", "n": [1, -2.5e3, None]}, {}, {"prompt": NFD, "completion": {"a": []}}]
+    return [
+        json.dumps(records, indent=2, ensure_ascii=False) + "\n\n",
+        json.dumps(records, ensure_ascii=False),
+        "\n".join(re.findall(r'"(?:\\.|[^"\\])*"|[\[\]{},:]|[^\s"\[\]{},:]+', json.dumps(records))) + "\n \n",
+    ]
+
+
+@pytest.mark.usefixtures("window")
+@pytest.mark.parametrize("text", array_texts(), ids=["indented", "one line", "a token a line"])
+@pytest.mark.parametrize("tail", ["", "\n\n\n", "?\n\n"], ids=["cut", "cut and blank lines", "cut and rubbish"])
+def test_a_broken_array_gives_its_whole_records_and_the_line_of_the_fault(path, text, tail):
+    """For an array that is cut anywhere; the oracle is `json`, which sees the file as a whole."""
+    whole, ends = json.loads(text), [1]
+    for _ in whole:
+        ends.append(json.JSONDecoder().raw_decode(text, text.index("{", ends[-1]))[1])
+    for end in range(1, len(text.rstrip())):
+        broken = text[:end] + tail
+        try:
+            json.loads(broken)
+        except json.JSONDecodeError as error:
+            fault = error
+        else:
+            continue  # the rubbish went into a string
+        PLAIN.write(path, broken)
+        records, message = until_error(path)
+        assert records == whole[: sum(its_end <= end for its_end in ends[1:])]
+        assert int(re.search(r", line (\d+)", message)[1]) == fault.lineno, (broken, message)
+
+
+# --- Memory -------------------------------------------------------------------------------------
+
+ENDLESS = {
+    "array": ("[\n", '  {{"prompt": "{}",\n   "completion": "가"}},\n', "null]"),
+    "lines": ("", '{{"prompt": "{}", "completion": "가"}}\n', ""),
+    "dialogues": ("", "<<start conversation>>\n<사람>: {}\n<챗봇>: 가\n", ""),
+    "csv": ("Q,A\n", '"{}","가"\n', ""),
+    "text": ("", "{}\n", ""),
+}
+
+
+def peak_of_reading(path: Path) -> int:
+    tracemalloc.start()
+    for _ in read_records(path):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize("shape", ENDLESS)
+@pytest.mark.parametrize("layout", [PLAIN, Layout(bom=True, crlf=True, gzip=True)], ids=["plain", "gzip"])
+def test_memory_does_not_grow_with_the_number_of_records(path, shape, layout):
+    start, record, end = ENDLESS[shape]
+    peaks = []
+    for count in (600, 600, 6000):  # the first run warms up
+        layout.write(path, start + "".join(record.format(f"질문 {i:60}") for i in range(count)) + end)
+        peaks.append(peak_of_reading(path))
+    assert peaks[2] < peaks[1] + 50_000  # the file grows by 400,000 bytes or more
+
+
+# --- Rankings → pairs ---------------------------------------------------------------------------
+
+
+def weak_orders(count: int) -> list[tuple[int, ...]]:
+    """All ways to rank `count` things with ties: the rank of each, from 0, none left out."""
+    return [
+        ranks for ranks in itertools.product(range(count), repeat=count) if set(ranks) == set(range(max(ranks) + 1))
+    ]
+
+
+def partial_orders(count: int) -> list[tuple[int | None, ...]]:
+    """All ways to rank some or none of `count` things with ties; None is not ranked."""
+    orders = []
+    for named in itertools.product([True, False], repeat=count):
+        for ranks in weak_orders(sum(named)) if any(named) else [()]:
+            rest = iter(ranks)
+            orders.append(tuple(next(rest) if is_named else None for is_named in named))
+    return orders
+
+
+def pairs_by_brute_force(ranks: tuple[int | None, ...], mode: str) -> set[tuple[int, int, int]]:
+    """(better, worse, distance) of any two that are ranked apart: what `pairs` asks of the two, and nothing clever."""
+    found = set()
+    for better, worse in itertools.permutations(range(len(ranks)), 2):
+        above, below = ranks[better], ranks[worse]
+        if above is None or below is None or above >= below:
+            continue
+        if mode == "all" or (mode == "best_vs_rest" and above == 0) or (mode == "adjacent" and below - above == 1):
+            found.add((better, worse, below - above))
+    return found
+
+
+def best_first(ranks: tuple[int | None, ...]) -> list:
+    tiers = [[i for i, rank in enumerate(ranks) if rank == tier] for tier in range(len(set(ranks) - {None}))]
+    return [tier if len(tier) > 1 else tier[0] for tier in tiers]
+
+
+def rank_of(ranks: tuple[int | None, ...]) -> list:
+    """Ranks need not be 0, 1, 2: only their order counts."""
+    return [None if rank is None else 7 * rank - 10 for rank in ranks]
+
+
+ORDERS = {
+    **{f"{k} ranked": weak_orders(k) for k in range(1, 7)},
+    **{f"{k}, some ranked": partial_orders(k) for k in range(1, 6)},
+}
+
+
+def test_every_weak_order_is_tried():
+    """The ordered Bell numbers, and for partial rankings their sum over all subsets."""
+    assert [len(orders) for orders in ORDERS.values()] == [1, 3, 13, 75, 541, 4683, 2, 6, 26, 150, 1082]
+    assert all(set(itertools.permutations(range(k))) <= set(ORDERS[f"{k} ranked"]) for k in range(1, 7))
+
+
+@pytest.mark.parametrize("mode", ["all", "best_vs_rest", "adjacent"])
+@pytest.mark.parametrize("orders", ORDERS.values(), ids=ORDERS)
+def test_pairs_of_every_ranking(orders, mode):
+    for ranks in orders:
+        expected = pairs_by_brute_force(ranks, mode)
+        readings = [
+            tier_pairs(ranking_tiers(best_first(ranks), len(ranks), "best_first"), mode),
+            tier_pairs(ranking_tiers(rank_of(ranks), len(ranks), "rank_of"), mode),
+        ]
+        for pairs in readings:
+            assert len(pairs) == len(set(pairs))
+            assert set(pairs) == expected, ranks
+            assert not {(b, a) for a, b, _ in pairs} & {(a, b) for a, b, _ in pairs}
+            assert [ranks[better] for better, _, _ in pairs] == sorted(ranks[better] for better, _, _ in pairs)
+        assert readings[0] == readings[1]
+
+
+@pytest.mark.parametrize("count", range(2, 7))
+def test_a_full_ranking_gives_every_pair_once(count):
+    for order in itertools.permutations(range(count)):
+        pairs = tier_pairs(ranking_tiers(list(order), count), "all")
+        assert [(a, b) for a, b, _ in pairs] == list(itertools.combinations(order, 2))
+        assert len(tier_pairs(ranking_tiers(list(order), count), "best_vs_rest")) == count - 1
+        assert len(tier_pairs(ranking_tiers(list(order), count), "adjacent")) == count - 1
+
+
+def test_the_other_reading_turns_4_of_18_pairs_upside_down():
+    """KoChatGPT's trainer against KoChatGPT's builder, over the six permutations of three."""
+    turned = {}
+    for order in itertools.permutations(range(3)):
+        ours, theirs = (
+            {(a, b) for a, b, _ in tier_pairs(ranking_tiers(list(order), 3, reading))}
+            for reading in ("best_first", "rank_of")
+        )
+        assert len(ours) == len(theirs) == 3
+        turned[order] = len(ours & {(b, a) for a, b in theirs})
+        assert readings_differ(order) == (ours != theirs)
+    assert {order: count for order, count in turned.items() if count} == {(1, 2, 0): 2, (2, 0, 1): 2}
+
+
+INDICES = st.integers(-1, 3) | st.none()
+RANKINGS = st.lists(INDICES | st.lists(INDICES, max_size=2), max_size=4) | st.recursive(
+    INDICES | st.booleans() | st.text(max_size=2) | st.floats(0, 3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=1), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=500)
+@given(ranking=RANKINGS, count=st.integers(2, 4))
+def test_anything_else_is_refused(ranking, count):
+    def is_index(value):
+        return type(value) is int and value in range(count)
+
+    listed = ranking if isinstance(ranking, list) else []
+    named = [index for tier in listed for index in (tier if isinstance(tier, list) else [tier])]
+    is_ranking = {
+        "best_first": all(map(is_index, named)) and len(set(named)) == len(named) and [] not in listed,
+        "rank_of": len(listed) == count and all(rank is None or type(rank) is int for rank in listed),
+    }
+    for order, expected in is_ranking.items():
+        if expected and isinstance(ranking, list):
+            assert sorted(sum(ranking_tiers(ranking, count, order), ())) == sorted(
+                named if order == "best_first" else (i for i in range(count) if ranking[i] is not None)
+            )
+        else:
+            with pytest.raises(ValueError, match=r"indices from 0 to|the rank of each"):
+                ranking_tiers(ranking, count, order)

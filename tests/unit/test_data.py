@@ -163,6 +163,7 @@ def test_broken_record_says_where_and_what(write, parse, record, message):
         ('[{"prompt": "가"}]\n[1]', "line 2: found '.1.' after the JSON array, expected nothing"),
         ('{"prompt": "가"}\n{"prompt": }', r"line 2 \(record 1\): field .* broken JSON.*a JSON object in one line"),
         ('{"prompt": "가", "prompt": "나"}', "field 'prompt' is there twice"),
+        ('[{"prompt": "가", "tokens": 1e999}]', r"line 1 \(record 0\): broken JSON: the number .1e999. is too large"),
         ('[{"prompt": NaN}]', r"line 1 \(record 0\): broken JSON: NaN is not JSON"),
         ('[{"prompt": ' + "9" * 5000 + "}]", r"line 1 \(record 0\): broken JSON: Exceeds the limit"),
         ("[" * 100_000, r"line 1 \(record 0\): broken JSON: nested too deeply"),

@@ -327,6 +327,65 @@ def test_a_broken_array_gives_its_whole_records_and_the_line_of_the_fault(path, 
         assert int(re.search(r", line (\d+)", message)[1]) == fault.lineno, (broken, message)
 
 
+# --- Files that generated ones are seldom like --------------------------------------------------
+
+REFUSED = {
+    "a blank that JSON doesn't know": ("\xa0[1]", r"line 1: found '\\xa0\[1\]', expected '\['"),
+    "a second BOM": ("\n\ufeff[1]", r"line 2: found '\\ufeff\[1\]', expected '\['"),
+    "a number that no float holds": (
+        '[{"a":\n1e999}]',
+        r"line 1 \(record 0\): broken JSON: the number '1e999' is too large",
+    ),
+    "text glued to a marker": (
+        f"{DIALOGUE_START}\n<사람>: 가\n{DIALOGUE_START} <사람>: 나",
+        r"line 3: found .* expected '<<start conversation>>' alone",
+    ),
+    "a name twice": (
+        "Q,A,Q\n1,2,3",
+        r"line 1: found the header \['Q', 'A', 'Q'\], expected names of fields, none twice",
+    ),
+    "a BOM before the header": ("\n\ufeffQ,A\n1,2", r"line 2: found the header \['\\ufeffQ', 'A'\], expected"),
+    "a broken header": ('"Q" ,A\n1,2', "line 1: broken CSV: ',' expected after"),
+    "a quote that nothing closes": ('Q,A\n1,2\n"3,4\n', "line 3: a quote is opened here and not closed"),
+    "a quote that is closed late": (
+        'Q,A\n1,"' + "가" * 140_000 + '"',
+        "line 2: a cell of over 131,072 characters; is a quote",
+    ),
+    "CR alone": ("가\r나\r다\r", "line 1: ends of CR alone, expected LF or CRLF"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_file_that_is_refused(path, text, message):
+    PLAIN.write(path, text)
+    assert re.match(re.escape(f"{path}, ") + message, until_error(path)[1])
+
+
+def test_a_line_of_other_blanks_is_no_record_and_not_nothing(path):
+    PLAIN.write(path, '{"a": 1}\n\u3000\n \t\n{"a": 2}\n')
+    first, second, third = read_records(path)
+    assert (first.fields, third.fields) == ({"a": 1}, {"a": 2})
+    assert isinstance(second.fields, Unreadable)
+    assert [record.source.line for record in (first, second, third)] == [1, 2, 4]
+
+
+def test_blank_lines_before_a_header_in_quotes(path):
+    PLAIN.write(path, '\n \n"Q", A\n\n"1","2"\n')
+    (record,) = read_records(path)
+    assert (record.fields, record.source.line) == ({"Q": "1", "A": "2"}, 5)
+
+
+@pytest.mark.parametrize("data", [gzip.compress(b'{"a": 1}\n' * 99)[:-9], b"\x1f\x8b", gzip.compress(b"[1]") + b"?"])
+def test_broken_gzip(path, data):
+    path.write_bytes(data)
+    assert re.search(r", line \d+: can't be read on: ", until_error(path)[1])
+
+
+def test_a_path_that_no_file_system_takes():
+    with pytest.raises(UserError, match="can't be read: File name too long"):
+        list(read_records("가" * 300 + ".jsonl"))
+
+
 # --- Memory -------------------------------------------------------------------------------------
 
 ENDLESS = {

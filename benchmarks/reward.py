@@ -1,6 +1,6 @@
 """An epoch of reward modelling, side by side: rankings whole, TRL's pairs, and KoChatGPT's rows of 512 tokens.
 
-    python benchmarks/reward.py --json outputs/reward_benchmark.json
+    python benchmarks/reward.py --json reward.json
 
 kogpt2's shape with random weights, LoRA in float32 on the CPU, gradient checkpointing off, the same rankings of three
 and as many of them a step for all. The lengths are those of 526 real Korean pairs: 65 tokens with the template on

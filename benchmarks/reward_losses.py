@@ -1,6 +1,6 @@
 """What the loss and the reading of the rankings do to a reward model, on the sample data over three seeds.
 
-    python benchmarks/reward_losses.py --json outputs/reward_losses.json
+    python benchmarks/reward_losses.py --json reward_losses.json
 
 For each seed: sample data, the tiny base of the demo, and a reward model for each variant, by the recipe itself. All
 are judged on the same held-out rankings, read best first. Everything is kept in outputs/reward_losses.

@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .data.faults import FAULTS
@@ -29,6 +30,8 @@ def make_parser() -> argparse.ArgumentParser:
     groups = parser.add_subparsers(metavar="COMMAND", required=True)
     data = groups.add_parser("data", help="check, show, convert, clean and build data files")
     _add_data_commands(data.add_subparsers(metavar="COMMAND", required=True))
+    reward = groups.add_parser("reward", help="evaluate a reward model, and score answers with it")
+    _add_reward_commands(reward.add_subparsers(metavar="COMMAND", required=True))
     return parser
 
 
@@ -46,9 +49,9 @@ def _add(commands: Any, function: Callable[..., None], name: str, example: str, 
     return parser
 
 
-def _add_reading(parser: Any, kind: str = "--kind") -> None:
+def _add_reading(parser: Any, with_kind: bool = True) -> None:
     kinds = ("sft", "preference", "prompt")
-    if kind == "--kind":
+    if with_kind:
         parser.add_argument("--kind", choices=kinds, help="what the records are; told from their fields unless given")
     parser.add_argument(
         "--ranking-order",
@@ -96,12 +99,13 @@ def _add_data_commands(commands: Any) -> None:
         commands,
         convert_data,
         "convert",
-        "kochat data convert data/kochatgpt/kochatgpt_2_RM.jsonl --to preference --output outputs/pairs.jsonl",
+        "kochat data convert data/kochatgpt/kochatgpt_2_RM.jsonl --to preference --invalid-records skip "
+        "--output outputs/pairs.jsonl",
     )
     convert.add_argument("file", metavar="FILE")
     convert.add_argument("--to", required=True, choices=("sft", "preference", "prompt"))
     convert.add_argument("--output", required=True, metavar="OUT.jsonl", help="a new file")
-    _add_reading(convert, kind="")
+    _add_reading(convert, with_kind=False)
     _add_pairs(convert)
     convert.add_argument("--rank-margins", action="store_true", help="give each pair the distance of its ranks")
     convert.add_argument(
@@ -157,7 +161,7 @@ def _add_data_commands(commands: Any) -> None:
     )
     rank.add_argument("--reward-model", metavar="MODEL", help="rank by its scores instead of the sources' order")
     rank.add_argument("--output", required=True, metavar="OUT.jsonl", help="a new file")
-    rank.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
+    rank.add_argument("--limit", type=int, metavar="N", help="only the first N records")
     rank.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="of an answer (default: 64)")
     rank.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
     rank.add_argument("--seed", type=int, default=0, help="of the answers and of the completions' order (default: 0)")
@@ -175,6 +179,45 @@ def _add_data_commands(commands: Any) -> None:
     split.add_argument("--held-out", required=True, metavar="OUT", help="a new file")
     split.add_argument("--fraction", type=float, default=0.1, help="of the records to hold out (default: 0.1)")
     split.add_argument("--seed", type=int, default=0, help="default: 0")
+
+
+def _add_reward_commands(commands: Any) -> None:
+    evaluate = _add(
+        commands,
+        evaluate_reward,
+        "eval",
+        "kochat reward eval outputs/kogpt2/reward outputs/rm_held_out.jsonl",
+    )
+    evaluate.add_argument("model", metavar="MODEL", help="adapter with its head, or merged: folder or Hub name")
+    evaluate.add_argument("files", nargs="+", metavar="FILE", help="rankings or pairs that it was not trained on")
+    _add_reading(evaluate, with_kind=False)
+    evaluate.add_argument("--output", metavar="DIR", help="for the two files (default: MODEL/evaluation)")
+    _add_loading(evaluate)
+    evaluate.add_argument(
+        "--compare-quantized", action="store_true", help="score in int8 and nf4 too, and compare with float32"
+    )
+    _add_invalid(evaluate)
+
+    score = _add(
+        commands,
+        score_file,
+        "score",
+        "kochat reward score outputs/kogpt2/reward data/kochatgpt/kochatgpt_1_SFT.jsonl --output outputs/scores.jsonl",
+    )
+    score.add_argument("model", metavar="MODEL", help="adapter with its head, or merged: folder or Hub name")
+    score.add_argument("file", metavar="FILE", help="prompts with answers, dialogues, rankings or pairs")
+    score.add_argument("--output", required=True, metavar="OUT.jsonl", help="a new file")
+    _add_reading(score, with_kind=False)
+    _add_loading(score)
+    _add_invalid(score)
+
+
+def _add_loading(parser: Any) -> None:
+    loading = parser.add_mutually_exclusive_group()
+    loading.add_argument("--load-in-8bit", action="store_const", dest="loading", const="int8", help="weights in int8")
+    loading.add_argument("--load-in-4bit", action="store_const", dest="loading", const="nf4", help="weights in nf4")
+    parser.set_defaults(loading="float32")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts at once (default: 64)")
 
 
 def _add_invalid(parser: Any) -> None:
@@ -226,11 +269,12 @@ def show_data(arguments: argparse.Namespace) -> None:
     kind = arguments.kind or kind_of(raw) or "sft"  # nothing that is known: the error says what is
     record = parse(raw, kind, arguments.ranking_order)
     tokenizer = _tokenizer(arguments.tokenizer)
-    show_record(raw, record, arguments.pairs, tokenizer or template_tokenizer(), tokenizer is not None, _console())
+    reading = (arguments.ranking_order, arguments.pairs)
+    show_record(raw, record, *reading, tokenizer or template_tokenizer(), tokenizer is not None, _console())
 
 
 def convert_data(arguments: argparse.Namespace) -> None:
-    """Write what the recipes feed to TRL, as JSON lines of text that any other tool can use.
+    """Write a data file in TRL's dataset formats, as JSON lines of text that any other tool can use.
 
     sft: prompt and completion (`text` for a dialogue of several exchanges; `messages` without template).
     preference: prompt, chosen, rejected, and the group that pairs of one ranking share. prompt: prompt.
@@ -305,8 +349,7 @@ def make_rankings(arguments: argparse.Namespace) -> None:
     refuse_existing(arguments.output)
     if len(arguments.sources) < 2:
         raise UserError("a ranking takes two --sources or more")
-    prompts, invalid = read_prompts(arguments.file, arguments.invalid_records == "skip")
-    prompts = prompts[: arguments.limit]
+    prompts, invalid = read_prompts(arguments.file, arguments.invalid_records == "skip", arguments.limit)
     settings = (arguments.max_new_tokens, arguments.temperature)
     answers = [
         gather_answers(source, prompts, *settings, arguments.seed + i) for i, source in enumerate(arguments.sources)
@@ -315,9 +358,9 @@ def make_rankings(arguments: argparse.Namespace) -> None:
     records, left_out = rank_answers(prompts, answers, arguments.seed, scores)
     _list_invalid(invalid)
     for prompt in left_out:
-        print(f"left out, as it has fewer than two different answers: {prompt!r}")
+        print(f"left out, as no answer to it is better than another: {prompt!r}")
     if not records:
-        raise UserError("no prompt has two different answers")
+        raise UserError("no prompt has an answer that is better than another")
     write_records(arguments.output, "array", records)
     print(f"{len(records)} rankings, written to {arguments.output}.")
 
@@ -329,6 +372,51 @@ def split_data(arguments: argparse.Namespace) -> None:
     settings = (arguments.fraction, arguments.seed)
     train, held_out = split_file(arguments.file, arguments.train, arguments.held_out, *settings)
     print(f"{train} records, written to {arguments.train}; {held_out}, written to {arguments.held_out}.")
+
+
+def evaluate_reward(arguments: argparse.Namespace) -> None:
+    """Say how often a reward model prefers the answer that people prefer, in rankings that it was not trained on.
+
+    Beside it stand rules that need no model, on the same pairs: the longer (or the shorter) answer wins, or the one
+    with more Hangul in its letters; a draw counts half. A rule that the model doesn't beat gets a warning. Pairs of one
+    prompt are not taken for independent. DIR/evaluation.json has all figures; DIR/reliability.png shows whether the
+    model is as often right as it is sure.
+    """
+    from . import evaluate as ev
+
+    if arguments.output is None and not Path(arguments.model).is_dir():
+        raise UserError(f"{arguments.model} is not a local folder: say with --output where to write")
+    folder = arguments.output or Path(arguments.model) / "evaluation"
+    ev.output_files(folder)
+    rankings, invalid = ev.read_rankings(arguments.files, arguments.ranking_order, arguments.invalid_records == "skip")
+    _list_invalid(invalid)
+    loadings = dict.fromkeys([arguments.loading, *(ev.LOADING if arguments.compare_quantized else [])])
+    scored = {name: ev.score_rankings(arguments.model, rankings, name, arguments.batch_size) for name in loadings}
+    exact = scored.get("float32") if arguments.compare_quantized else None
+    quantized = {name: ev.agreement(exact, others) for name, others in scored.items() if exact and name != "float32"}
+    evaluation = ev.evaluate(scored[arguments.loading])
+    ev.print_evaluation(evaluation, quantized, _console())
+    facts = {"model": arguments.model, "files": arguments.files, "ranking_order": arguments.ranking_order}
+    facts |= {"loading": arguments.loading, "records_left_out": len(invalid)}
+    ev.write_evaluation(folder, evaluation, quantized, facts)
+    print(f"Written to {folder}: evaluation.json and reliability.png.")
+
+
+def score_file(arguments: argparse.Namespace) -> None:
+    """Write the reward model's score of each answer: JSON lines with prompt, completion and score.
+
+    An answer of a ranking has its rank too, 0 for the best, null if it has none. A dialogue of several exchanges has
+    messages, and the score of the whole.
+    """
+    from .data.writers import refuse_existing, write_records
+    from .evaluate import read_answers, score_records
+
+    refuse_existing(arguments.output)
+    records, invalid = read_answers(arguments.file, arguments.ranking_order, arguments.invalid_records == "skip")
+    _list_invalid(invalid)
+    rows = score_records(arguments.model, records, arguments.loading, arguments.batch_size)
+    written = write_records(arguments.output, "lines", rows)
+    print(f"{written} scores, written to {arguments.output}.")
 
 
 def _record_at(file: str, index: int) -> RawRecord:

@@ -56,6 +56,27 @@ def tiny_tokenizer(tiny_base: str):
 
 
 @pytest.fixture(scope="session")
+def tiny_reward(tiny_base: str, tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A reward model on the tiny base: an adapter with its head, all drawn at random."""
+    from kochat_trl.arguments import ModelArguments
+    from kochat_trl.models import add_lora, new_reward_model
+
+    import torch
+
+    args = ModelArguments(use_peft=True, lora_r=4, dtype="float32")
+    torch.manual_seed(0)
+    model = add_lora(new_reward_model(tiny_base, args, tiny_tokenizer), args)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    folder = str(tmp_path_factory.mktemp("reward"))
+    model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def kochatgpt_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """One small file for each stage, in KoChatGPT's shapes (JSON arrays named .jsonl)."""
     folder = tmp_path_factory.mktemp("data")

@@ -248,7 +248,8 @@ class _Audit:
             if any(better != worse and (prompt, worse, better) in preferred for _, better, worse in pairs):
                 self._add("contradiction", index)
             preferred |= pairs
-            if ranking := self._raws[index].fields.get("ranking"):
+            fields = self._raws[index].fields
+            if "chosen" not in fields and (ranking := fields.get("ranking")):
                 rankings.append((ranking, record.completions))
                 if disputed(ranking, len(completions)):
                     self._add("three_cycle", index)

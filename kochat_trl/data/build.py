@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,18 @@ from ..errors import UserError
 from .faults import normalized
 from .readers import file_format, read_records
 from .records import BrokenRecordsError, RawRecord, RecordError, Turns, parse_prompt, parse_sft
-from .writers import refuse_existing, write_records
+from .writers import new_file, write_stream
 
 
-def read_prompts(file: str, skip_invalid: bool = False) -> tuple[list[str], list[RecordError]]:
-    """The prompts of any data file, in its order, and the records that have none.
+def read_prompts(
+    file: str, skip_invalid: bool = False, limit: int | None = None
+) -> tuple[list[str], list[RecordError]]:
+    """The prompts of the first `limit` records of any data file, in its order, and the records that have none.
 
     Raises `BrokenRecordsError` if there are such records, unless `skip_invalid`.
     """
     prompts, invalid = [], []
-    for raw in read_records(file):
+    for raw in islice(read_records(file), limit):
         try:
             prompts.append(parse_prompt(raw).prompt)
         except RecordError as error:
@@ -63,14 +65,24 @@ def gather_scores(reward_model: str, prompts: Sequence[str], answers: Sequence[S
 
 
 def read_answers(file: str, prompts: Sequence[str]) -> list[str]:
-    """The answer that `file` has for each of `prompts`: the first one, where it has several.
+    """The answer that `file` has for each of `prompts`: the first one, where it has several, and it may be empty.
 
-    Raises `UserError` if it lacks some.
+    Raises `UserError` if it lacks some, or if a record is broken.
     """
     answers: dict[str, str] = {}
+    broken: list[RecordError] = []
     for raw in read_records(file):
-        prompt, answer, *_ = (message["content"] for message in parse_sft(raw).messages)
+        read = raw.source.index + 1
+        try:
+            prompt, answer, *_ = (message["content"] for message in parse_sft(raw).messages)
+        except RecordError as error:
+            if error.fault != "empty":
+                broken.append(error)
+                continue
+            prompt, answer = _prompt_key(raw), ""
         answers.setdefault(normalized(prompt), answer)
+    if broken:
+        raise BrokenRecordsError(broken, read)
     missing = [prompt for prompt in prompts if normalized(prompt) not in answers]
     if missing:
         raise UserError(f"{file}: no answer to {len(missing)} of {len(prompts)} prompts, such as {missing[:3]}")
@@ -83,7 +95,7 @@ def rank_answers(
     seed: int,
     scores: Sequence[Sequence[float]] | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """KoChatGPT's ranking records, and the prompts that have fewer than two different answers.
+    """KoChatGPT's ranking records, and the prompts that have no two answers of which one is better.
 
     `answers[s][i]` is the answer of source `s` to prompt `i`, the sources best first; or ranked by `scores`, laid out
     likewise, where equal scores are a tie. Empty answers are left out, and of equal ones all but the best. The
@@ -102,6 +114,9 @@ def rank_answers(
         completions = list(best)
         random.Random(f"{seed}/{i}").shuffle(completions)
         tiers = [[completions.index(answer) for answer in tied] for _, tied in groupby(best, best.__getitem__)]
+        if len(tiers) < 2:
+            left_out.append(prompt)
+            continue
         record: dict[str, Any] = {"prompt": prompt}
         record |= {f"completion_{place}": answer for place, answer in enumerate(completions)}
         records.append(record | {"ranking": [tier[0] if len(tier) == 1 else sorted(tier) for tier in tiers]})
@@ -116,8 +131,8 @@ def split_file(file: str, train: str, held_out: str, fraction: float, seed: int)
 
     Raises `UserError` if `fraction` leaves one of the two empty, if an output exists, or if a record is unreadable.
     """
-    for path in (train, held_out):
-        refuse_existing(path)
+    if Path(train).resolve() == Path(held_out).resolve():
+        raise UserError(f"{train} is named twice; the two outputs need a name each")
     records = list(read_records(file))
     groups: dict[str, list[int]] = {}
     for i, raw in enumerate(records):
@@ -132,8 +147,9 @@ def split_file(file: str, train: str, held_out: str, fraction: float, seed: int)
     if not drawn or len(drawn) == len(records):
         raise UserError(f"{file}: {len(groups)} different prompts can't be split at {fraction}")
     shape = file_format(file).shape
-    write_records(train, shape, (raw.fields for i, raw in enumerate(records) if i not in drawn))
-    write_records(held_out, shape, (raw.fields for i, raw in enumerate(records) if i in drawn))
+    with new_file(train) as first, new_file(held_out) as second:  # neither appears without the other
+        write_stream(first, shape, (raw.fields for i, raw in enumerate(records) if i not in drawn))
+        write_stream(second, shape, (raw.fields for i, raw in enumerate(records) if i in drawn))
     return len(records) - len(drawn), len(drawn)
 
 

@@ -169,6 +169,8 @@ def _chosen_fixes(
         raise UserError(f"there is no fix '{name}'.{hint} The fixes are: {', '.join(FAULTS)}")
     if against:
         chosen.add("overlap")
+    if max_length is not None:
+        chosen.add("overlong")
     needs = [(fault, "--tokenizer", tokenizer is None) for fault in ("unknown_token", "round_trip", "overlong")]
     needs += [("overlong", "--max-length", max_length is None), ("overlap", "--against", not against)]
     for name, flag, missing in needs:
@@ -450,6 +452,8 @@ def _without_messages(fields: dict[str, Any]) -> dict[str, Any]:
     """One exchange as `prompt` and `completion`; more don't go into KoChatGPT's arrays, and stay `messages`."""
     messages = fields.get("messages")
     if not isinstance(messages, list) or len(messages) != 2 or any(map(is_text_field, fields)):
+        return fields
+    if any(message.keys() != {"role", "content"} for message in messages):
         return fields
     prompt, completion = (message["content"] for message in messages)
     return {"prompt": prompt, "completion": completion} | {k: v for k, v in fields.items() if k != "messages"}

@@ -123,13 +123,8 @@ def encode_dialogues(
     for messages in dialogues:
         text = ""
         for end in range(2, len(messages) + 1, 2):
-            prompt_text = render(tokenizer, messages[: end - 1], prompt=True)
-            full_text = render(tokenizer, messages[:end])
-            if not (prompt_text.startswith(text) and full_text.startswith(prompt_text)):
-                raise UserError(
-                    "the chat template rewrites earlier turns when a turn is added, so a dialogue has no fixed "
-                    "ids; use a template that only appends"
-                )
+            prompt_text = _appended(text, render(tokenizer, messages[: end - 1], prompt=True))
+            full_text = _appended(prompt_text, render(tokenizer, messages[:end]))
             befores += [text, prompt_text]
             texts += [prompt_text[len(text) :], full_text[len(prompt_text) :]]
             text = full_text
@@ -144,6 +139,16 @@ def encode_dialogues(
             labels += [IGNORED] * len(prompt_ids) + answer_ids
         encoded.append((input_ids, labels))
     return encoded
+
+
+def _appended(before: str, text: str) -> str:
+    """`text`, which must begin with `before`."""
+    if text.startswith(before):
+        return text
+    raise UserError(
+        "the chat template rewrites earlier turns when a turn is added, so a dialogue has no fixed ids; use a template "
+        "that only appends"
+    )
 
 
 def encode_dialogue(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[int]]:
@@ -167,8 +172,11 @@ def shorten_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: 
 
     Empty if nothing of the prompt is left then.
     """
+    prompt = prompt.strip()
     text = render(tokenizer, [{"role": "user", "content": prompt}], prompt=True)
     start = text.find(prompt)
+    if start < 0:
+        raise UserError("the chat template changes prompts, so they can't be cut; use `overlong: drop`")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = encoded["input_ids"]
     own = [i for i, (low, high) in enumerate(encoded["offset_mapping"]) if start <= low < high <= start + len(prompt)]
@@ -203,7 +211,7 @@ def text_rows(
             return prompt, answer
         messages = conversation(prompt, answer)
         prompt_text = render(tokenizer, messages[:1], prompt=True)
-        return prompt_text, render(tokenizer, messages)[len(prompt_text) :]
+        return prompt_text, _appended(prompt_text, render(tokenizer, messages))[len(prompt_text) :]
 
     if isinstance(record, Prompt):
         yield {"prompt": applied(record.prompt)[0]}
@@ -343,22 +351,22 @@ def _sft_rows(
 def _ranking_rows(
     tokenizer: PreTrainedTokenizerBase, batch: Sequence[Ranking], limit: int, cut: bool
 ) -> Iterator[dict[str, Any]]:
-    turns = [conversation(record.prompt, text) for record in batch for text in record.completions]
+    ranked = [[(rank, r.completions[i]) for rank, tier in enumerate(r.tiers) for i in tier] for r in batch]
+    turns = [conversation(r.prompt, text) for r, answers in zip(batch, ranked, strict=True) for _, text in answers]
     encoded = iter(encode_dialogues(tokenizer, turns))
-    for record in batch:
-        completions = [next(encoded)[0] for _ in record.completions]
-        kept: dict[tuple[int, ...], int] = {}  # ids → rank; what a cut has made equal is there once, with the best rank
-        for rank, tier in enumerate(record.tiers):
-            for i in tier:
-                ids = completions[i][:limit] if cut else completions[i]
-                if len(ids) <= limit:
-                    kept.setdefault(tuple(ids), rank)
-        ranks = sorted(set(kept.values()))
+    for answers in ranked:
+        completions = [(rank, next(encoded)[0]) for rank, _ in answers]
+        tokens = max(len(ids) for _, ids in completions)
+        if cut and tokens > limit:  # what a cut has made equal is kept once, with the best rank
+            alike = {tuple(ids[:limit]): rank for rank, ids in reversed(completions)}
+            completions = [(rank, list(ids)) for ids, rank in reversed(alike.items())]
+        kept = [(rank, ids) for rank, ids in completions if len(ids) <= limit]
+        ranks = sorted({rank for rank, _ in kept})
         yield {
-            "completion_ids": [list(ids) for ids in kept],
-            "ranks": [ranks.index(rank) for rank in kept.values()],
-            "length": max(map(len, kept), default=0),
-            "tokens": max(map(len, completions)),
+            "completion_ids": [ids for _, ids in kept],
+            "ranks": [ranks.index(rank) for rank, _ in kept],
+            "length": max((len(ids) for _, ids in kept), default=0),
+            "tokens": tokens,
             "usable": len(ranks) > 1,
         }
 

@@ -15,9 +15,10 @@ import reprlib
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -27,9 +28,11 @@ from .records import ANSWER_FIELDS, RawRecord, Source, Turns, Unreadable
 Shape = Literal["array", "lines", "dialogues", "csv", "text", "dataset"]
 DIALOGUE_START = "<<start conversation>>"
 SPEAKERS = ("<사람>", "<챗봇>")
-CSV_FIELDS = {name for names in ANSWER_FIELDS for name in names} | {"input", "chosen", "rejected", "label", "tokens"}
+PROMPT_FIELDS = {prompt for prompt, _ in ANSWER_FIELDS}  # a CSV file's header has one of these
 DATA_SUFFIXES = {".json", ".jsonl", ".csv", ".txt", ".gz"}  # no name on the Hub ends so
 
+_GZIP = b"\x1f\x8b"
+_ARRAY = re.compile(r"""\[\s*(?:$|[\[\]{}"'\d,-])""")  # and not a prompt such as "[긴급] 도와줘"
 _BLANK = re.compile(r"[ \t\r\n]*")
 _LOOKS_CUT = re.compile(r'[\]},]|"\w+"\s*:|<사람>|<챗봇>|<<')  # a first line that is the middle of another shape
 _LINES_AT_ONCE = 256  # lines of an array that are parsed together
@@ -61,7 +64,7 @@ def read_records(path: str | Path) -> Iterator[RawRecord]:
         return
     with _open(file) as stream:
         lines = _decode(file, stream)
-        shape, head = _sniff(file, lines)
+        shape, head, _ = _sniff(file, lines)
         yield from _READERS[shape](file, chain(head, lines))
 
 
@@ -70,31 +73,30 @@ def file_format(path: str | Path) -> FileFormat:
     file = str(path)
     if _is_dataset(file):
         return FileFormat("dataset")
+    if Path(file).exists() and not Path(file).is_file():
+        raise UserError(f"{file}: is a pipe, which can be read only once; save it to a file first")
     with _open(file) as stream:
-        shape, head = _sniff(file, _decode(file, stream))
-    with _open(file) as stream:
-        bom = stream.read(3) == b"\xef\xbb\xbf"
-    return FileFormat(shape, bom, head[0].endswith("\r\n"), _is_gzip(file))
+        shape, head, bom = _sniff(file, _decode(file, stream))
+        return FileFormat(shape, bom, head[0].endswith("\r\n"), isinstance(stream, gzip.GzipFile))
 
 
 # --- Bytes → lines of text ----------------------------------------------------------------------
 
 
-def _is_gzip(file: str) -> bool:
-    with open(file, "rb") as stream:
-        return stream.read(2) == b"\x1f\x8b"
-
-
-def _open(file: str) -> BufferedIOBase:
+@contextmanager
+def _open(file: str) -> Iterator[BufferedIOBase]:
+    """The bytes of a file, unzipped; it is opened once, so that a pipe can be read, too."""
     try:
-        return gzip.open(file, "rb") if _is_gzip(file) else open(file, "rb")
+        stream = open(file, "rb")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise UserError(f"{file}: can't be read: {error.strerror}. Check the path.") from None
+    with stream:
+        yield gzip.GzipFile(fileobj=stream) if stream.peek(2)[:2] == _GZIP else stream
 
 
 def _decode(file: str, stream: BufferedIOBase) -> Iterator[str]:
     """The lines of a file, with their ends; a line ends at `\\n` alone."""
-    for number in range(1, 1 << 62):
+    for number in count(1):
         try:
             line = stream.readline()
         except (OSError, EOFError, zlib.error) as error:
@@ -104,7 +106,7 @@ def _decode(file: str, stream: BufferedIOBase) -> Iterator[str]:
         if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise UserError(f"{file}: is UTF-16, expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8")
         try:
-            yield line.decode().lstrip("\ufeff") if number == 1 else line.decode()
+            yield line.decode()
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{file}, line {number}: not UTF-8 at byte {error.start} of the line.{_try_cp949(line)}"
@@ -120,31 +122,39 @@ def _try_cp949(line: bytes) -> str:
     return f" As CP949 it reads {start!r}; if that is right, convert it: iconv -f CP949 -t UTF-8"
 
 
-def _sniff(file: str, lines: Iterator[str]) -> tuple[Shape, list[str]]:
-    """The shape of a file, and the lines that were read to tell it."""
-    head = []
-    for line in lines:
+def _sniff(file: str, lines: Iterator[str]) -> tuple[Shape, list[str], bool]:
+    """The shape of a file, the lines that were read to tell it, without a BOM, and whether there was one."""
+    first = next(lines, "")
+    bom, head = first.startswith("\ufeff"), [first.lstrip("\ufeff")]
+    while not head[-1].strip() and (line := next(lines, "")):
         head.append(line)
-        if line.strip():
-            break
-    start = head[-1].strip().lstrip("\ufeff") if head else ""
+    start = head[-1].strip().lstrip("\ufeff")
     if not start:
         raise UserError(f"{file}: is empty")
-    if start.startswith("["):
-        return "array", head
-    if start.startswith("{"):
-        return "lines", head
-    if start.startswith(DIALOGUE_START):
-        return "dialogues", head
-    if "\0" in start or _LOOKS_CUT.match(start):
+    shape = shape_of(start)
+    if shape is None:
         raise UserError(
             f"{file}, line {len(head)}: found {start[:40]!r}, expected a JSON array ('['), JSON lines ('{{'), "
             f"dialogues ('{DIALOGUE_START}'), CSV with a header such as Q,A,label, or a prompt a line"
         )
     if "\r" in start and not head[-1].endswith("\n"):
         raise UserError(f"{file}, line {len(head)}: ends of CR alone, expected LF or CRLF. Convert it: tr '\\r' '\\n'")
-    header = [cell.strip() for cell in start.replace('"', "").split(",")]
-    return ("csv" if len(header) > 1 and CSV_FIELDS.issuperset(header) else "text"), head
+    return shape, head, bom
+
+
+def shape_of(start: str) -> Shape | None:
+    """The shape of a file whose first line with text begins with `start`; None if it is the middle of something."""
+    if _ARRAY.match(start):
+        return "array"
+    if start.startswith("{"):
+        return "lines"
+    if start.startswith(DIALOGUE_START):
+        return "dialogues"
+    if "\0" in start or _LOOKS_CUT.match(start):
+        return None
+    header = [cell.strip() for cell in start.strip().replace('"', "").split(",")]
+    names = all(re.fullmatch(r"\w+", cell) for cell in header) and not PROMPT_FIELDS.isdisjoint(header)
+    return "csv" if names else "text"
 
 
 # --- JSON ---------------------------------------------------------------------------------------
@@ -320,7 +330,7 @@ def _read_csv(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
                 continue
             if not header:
                 header = [cell.strip() for cell in row]
-                if len(set(header)) < len(header) or not CSV_FIELDS.issuperset(header):
+                if len(set(header)) < len(header) or PROMPT_FIELDS.isdisjoint(header):
                     expected = "names of fields, none twice"
                     raise UserError(f"{file}, line {number}: found the header {header}, expected {expected}")
                 continue

@@ -60,7 +60,7 @@ class BrokenRecordsError(UserError):
     def __init__(self, errors: Sequence[RecordError], total: int):
         remedy = (
             "Mend the file (`kochat data check` lists what is wrong, `kochat data clean` mends it), or leave these "
-            "out and list them: `invalid_records: skip`"
+            "out and list them: `invalid_records: skip` in a config, `--invalid-records skip` in a command"
         )
         if any(error.fault == "overlong" for error in errors):
             remedy += ", for the long ones `overlong: drop` (or `truncate`)"

@@ -22,7 +22,7 @@ from .convert import (
     encode_prompt,
     render,
 )
-from .rankings import Pairs, ranking_tiers, tier_pairs
+from .rankings import Pairs, RankingOrder, ranking_tiers, tier_pairs
 from .records import Dialogue, Prompt, Ranking, RawRecord, Record
 
 UNSEEN = "not trained on, label −100"
@@ -30,7 +30,13 @@ TRAINED = "trained on, label = id"
 
 
 def show_record(
-    raw: RawRecord, record: Record, pairs: Pairs, tokenizer: PreTrainedTokenizerBase, ids: bool, console: Console
+    raw: RawRecord,
+    record: Record,
+    order: RankingOrder,
+    pairs: Pairs,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: bool,
+    console: Console,
 ) -> None:
     """Print one record: its template's text, its tokens and labels (with `ids`), and the pairs of a ranking."""
     console.rule(Text(str(raw.source)))
@@ -44,7 +50,7 @@ def show_record(
         if ids:
             _print_tokens(tokenizer, *encode_dialogue(tokenizer, record.messages), console)
     else:
-        _print_ranking(raw, record, pairs, console)
+        _print_ranking(raw, record, order, pairs, console)
         for i, completion in enumerate(record.completions):
             messages = list(conversation(record.prompt, completion))
             _print_text(f"completion {i}, templated text", render(tokenizer, messages), console)
@@ -96,7 +102,7 @@ def collator(stage: Stage, tokenizer: PreTrainedTokenizerBase, training: Any) ->
     return collator_class(pad_token_id=tokenizer.pad_token_id, pad_to_multiple_of=training.pad_to_multiple_of)
 
 
-def _print_ranking(raw: RawRecord, record: Ranking, pairs: Pairs, console: Console) -> None:
+def _print_ranking(raw: RawRecord, record: Ranking, order: RankingOrder, pairs: Pairs, console: Console) -> None:
     tiers = " > ".join(" = ".join(map(str, tier)) for tier in record.tiers)
     console.print(f"ranking {raw.fields.get('ranking', 'chosen > rejected')}: completions, best first: {tiers}")
     table = Table("better", "worse", "ranks apart", title=f"pairs: {pairs}", title_justify="left")
@@ -108,12 +114,12 @@ def _print_ranking(raw: RawRecord, record: Ranking, pairs: Pairs, console: Conso
     count = len(record.completions)
     try:
         readings = [
-            tier_pairs(ranking_tiers(raw.fields["ranking"], count, order)) for order in ("best_first", "rank_of")
+            tier_pairs(ranking_tiers(raw.fields["ranking"], count, reading)) for reading in ("best_first", "rank_of")
         ]
     except ValueError:  # it can be read one way only
         return
     turned = {pair[:2] for pair in readings[0]} - {pair[:2] for pair in readings[1]}
-    if turned:
+    if turned and order == "best_first":
         shown = ", ".join(f"{better} > {worse}" for better, worse in sorted(turned))
         console.print(
             f"Read as rank_of, which KoChatGPT's trainer does, these are upside down: {shown}", style="yellow"

@@ -3,13 +3,14 @@
 import csv
 import json
 import os
+import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import UserError
-from .readers import DIALOGUE_START, SPEAKERS, Shape
+from .readers import DIALOGUE_START, SPEAKERS, Shape, shape_of
 from .records import Turns
 
 
@@ -21,10 +22,14 @@ def new_file(path: str | Path) -> Iterator[TextIO]:
     """
     target = Path(path)
     refuse_existing(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with partial.open("x", encoding="utf-8", newline="") as stream:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stream = partial.open("x", encoding="utf-8", newline="")
+    except OSError as error:
+        raise UserError(f"{target}: can't be written: {error.strerror}") from None
+    try:
+        with stream:
             yield stream
         refuse_existing(target)
         partial.rename(target)
@@ -46,16 +51,27 @@ def write_records(path: str | Path, shape: Shape, records: Iterable[Any]) -> int
     Raises `UserError` if `path` exists, or if a record can't be told in that shape.
     """
     with new_file(path) as stream:
-        try:
-            return _WRITERS[shape](stream, records)
-        except UnicodeEncodeError as error:
-            half = error.object[error.start]
-            raise UserError(f"{path}: half a character ({half!r}) in a text; only JSON can tell it") from None
+        return write_stream(stream, shape, records)
+
+
+def write_stream(stream: TextIO, shape: Shape, records: Iterable[Any]) -> int:
+    """`write_records` into an open file."""
+    try:
+        return _WRITERS[shape](stream, records)
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise UserError(f"{stream.name}: half a character ({half!r}) in a text; only JSON can tell it") from None
 
 
 def to_json(fields: Any, indent: int | None = None) -> str:
-    """`fields` as JSON, Korean as it is; half characters, which UTF-8 can't hold, are escaped."""
-    text = json.dumps(fields, ensure_ascii=False, indent=indent)
+    """`fields` as JSON, Korean as it is; half characters, which UTF-8 can't hold, are escaped.
+
+    Raises `UserError` if JSON can't hold a value, such as a date in a dataset.
+    """
+    try:
+        text = json.dumps(fields, ensure_ascii=False, indent=indent)
+    except TypeError as error:
+        raise UserError(f"{reprlib.repr(fields)}: {error}; leave the field out of the dataset") from None
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -93,24 +109,30 @@ def _write_dialogues(stream: TextIO, records: Iterable[Turns]) -> int:
 
 
 def _write_csv(stream: TextIO, records: Iterable[dict[str, str]]) -> int:
-    writer: Any = None
+    header: list[str] = []
     count = 0
     for fields in records:
-        if writer is None:
-            writer = csv.DictWriter(stream, fieldnames=list(fields))
-            writer.writeheader()
-        if set(fields) != set(writer.fieldnames):
+        if not header:
+            header = list(fields)
+            csv.writer(stream, lineterminator="\n").writerow(header)
+        if set(fields) != set(header):
             raise UserError(f"record {count} has other fields than the first, and a CSV file has one header")
-        writer.writerow(fields)
+        bare = any("\r" in cell for cell in fields.values())  # Python 3.11 puts no quotes around a CR
+        quoting: Any = csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL
+        csv.writer(stream, lineterminator="\n", quoting=quoting).writerow([fields[name] for name in header])
         count += 1
     return count
 
 
 def _write_text(stream: TextIO, records: Iterable[dict[str, str]]) -> int:
-    count = 0
+    count, begun = 0, False
     for count, fields in enumerate(records, start=1):
         if "\n" in fields["prompt"]:
             raise UserError(f"prompt {count - 1} has more than one line; a text file has one prompt a line")
+        if not begun and (start := fields["prompt"].strip()):
+            begun = True
+            if shape_of(start) != "text":
+                raise UserError(f"a text file that begins with {start[:24]!r} would be taken for another shape")
         stream.write(fields["prompt"] + "\n")
     return count
 

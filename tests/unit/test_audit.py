@@ -478,6 +478,14 @@ def test_bars(write):
     assert "0  █▄ ▁" in printed(check_files([path]))
 
 
+def test_a_pair_with_a_ranking_beside_it(tmp_path):
+    """`chosen` and `rejected` count, and the `ranking` is some field of the user's own."""
+    record = {"prompt": "가나다", "chosen": "나다라", "rejected": "다라마", "ranking": 1}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    report = check_files([str(tmp_path / "a.jsonl")])
+    assert (report.errors, report.warnings, report.files[0].usable) == (0, 0, 1)
+
+
 def test_import_is_quick():
     code = "import sys, kochat_trl.data.audit; print({'torch', 'transformers', 'datasets', 'rich'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -33,6 +33,7 @@ def test_prompts_of_every_shape(write):
     for name, content in files.items():
         assert read_prompts(write(name, content)) == (["가"], [])
     broken = write("broken.jsonl", '[{"prompt": "가"}, {"prompt": ""}]')
+    assert read_prompts(broken, limit=1) == (["가"], [])  # what is not asked for is not refused either
     with pytest.raises(UserError, match=r"1 of 2 records .*\n.*record 1\)"):
         read_prompts(broken)
     prompts, left_out = read_prompts(broken, skip_invalid=True)
@@ -61,6 +62,7 @@ def test_rankings_by_score_with_ties_equal_and_empty_answers():
     assert found == [[["나", "다"], ["가"]], [["가"], ["나"]], [["가"], ["나"]], [["다"], ["나"]]]
     assert left_out == []
     assert rank_answers(["1", "2"], [["가", "나"], ["가", "나"]], 0) == ([], ["1", "2"])
+    assert rank_answers(["1"], [["가"], ["나"]], 0, [[1.0], [1.0]]) == ([], ["1"])  # nothing but a tie
 
 
 def test_answers_come_from_a_file_or_a_model(write, tiny_base, tiny_tokenizer, tmp_path):
@@ -68,6 +70,10 @@ def test_answers_come_from_a_file_or_a_model(write, tiny_base, tiny_tokenizer, t
     assert gather_answers(path, ["가", "나"], 8, 1.0, 0) == ["하나", "둘"]
     with pytest.raises(UserError, match=r"no answer to 1 of 2 prompts, such as \['다'\]"):
         read_answers(path, ["가", "다"])
+    empty = write("empty.jsonl", '[{"prompt": "가", "completion": ""}, {"prompt": "나", "completion": "둘"}]')
+    assert read_answers(empty, ["나", "가"]) == ["둘", ""]  # which the ranking then leaves out
+    with pytest.raises(UserError, match=r"1 of 2 records .*\n.*record 1\).*field 'completion'"):
+        read_answers(write("broken.jsonl", '[{"prompt": "가", "completion": "나"}, {"prompt": "다"}]'), ["가"])
     sampled = gather_answers(tiny_base, ["반가워요", "반가워요"], 8, 1.0, 0)
     assert sampled != gather_answers(tiny_base, ["반가워요", "반가워요"], 8, 1.0, 1)
     assert sampled == gather_answers(tiny_base, ["반가워요", "반가워요"], 8, 1.0, 0)
@@ -122,6 +128,8 @@ def test_split_keeps_a_prompt_on_one_side(write, tmp_path):
     assert left == [record for record in records if record in left]  # in the order of the file
     assert all(parse_preference(raw) for raw in read_records(train))
 
+    with pytest.raises(UserError, match="is named twice"):
+        split_file(path, str(tmp_path / "new"), str(tmp_path / "." / "new"), 0.2, seed=1)
     with pytest.raises(UserError, match="exists already"):
         split_file(path, str(tmp_path / "new"), held_out, 0.2, seed=1)
     assert not (tmp_path / "new").exists()

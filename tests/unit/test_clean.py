@@ -810,6 +810,13 @@ def parsed(raw, kind, order="best_first"):
 # --- On the real files --------------------------------------------------------------------------
 
 
+def test_a_field_of_a_message_is_not_lost(tmp_path):
+    turns = [{"role": "user", "content": "안녕", "name": "철수"}, {"role": "assistant", "content": "네, 안녕하세요."}]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"messages": turns}), encoding="utf-8")
+    clean_file(tmp_path / "in.jsonl", tmp_path / "out.jsonl", report=tmp_path / "report.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8")) == [{"messages": turns}]
+
+
 def test_the_real_prompts(clean, shared, tmp_path):
     """Mended, they are those of the seed file that they were made from, where nothing is escaped or swallowed."""
     folder = shared / "data/kochatgpt"

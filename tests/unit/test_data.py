@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import threading
 
 from kochat_trl.data.convert import (
     IGNORED,
@@ -12,6 +14,7 @@ from kochat_trl.data.convert import (
     encode_dialogue,
     encode_prompt,
     render,
+    shorten_prompt,
     text_rows,
 )
 from kochat_trl.data.rankings import ranking_tiers, tier_pairs
@@ -231,6 +234,29 @@ def test_csv_and_plain_text(write):
     assert [raw.fields["prompt"] for raw in read_records(text)] == ["가", "", "나, 다"]  # an empty line is a record
 
 
+def test_what_looks_like_another_shape(write):
+    """A prompt may begin with a bracket, and a CSV file may have a column of its own, or one column."""
+    prompts = [raw.fields for raw in read_records(write("a.txt", "[긴급] 도와줘\n[안내] 뭐야\n"))]
+    assert prompts == [{"prompt": "[긴급] 도와줘"}, {"prompt": "[안내] 뭐야"}]
+    rows = [raw.fields for raw in read_records(write("b.csv", 'id,prompt\n1,"가, 나"\n'))]
+    assert rows == [{"id": "1", "prompt": "가, 나"}]
+    assert parsed(write("c.csv", 'prompt\n"가, 나"\n'), parse_prompt) == [Prompt("가, 나")]
+    assert parsed(write("d.json", '[\n\n{"prompt": "가"}]'), parse_prompt) == [Prompt("가")]
+
+
+def test_a_pipe_is_read_to_its_end(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    lines = "".join(f"질문 {i}\n" for i in range(3000))
+    writer = threading.Thread(target=lambda: pipe.write_text(lines, encoding="utf-8"))
+    writer.start()
+    records = list(read_records(pipe))
+    writer.join()
+    assert [raw.fields["prompt"] for raw in records] == lines.split("\n")[:-1]
+    with pytest.raises(UserError, match="is a pipe"):
+        file_format(pipe)
+
+
 def test_a_dataset_of_the_hub_is_read_by_its_name(tmp_path, monkeypatch):
     """From a folder of the Hub's layout, which is all that can be had without a network."""
     folder = tmp_path / "owner/korean"
@@ -308,8 +334,37 @@ def test_a_ranking_keeps_the_completions_that_fit(write, tiny_tokenizer):
     assert str(report).startswith(f"kept in part: {path}, line 1 (record 0)")
 
 
+def test_only_ranked_completions_count_and_equal_tokens_are_kept(write, shared):
+    """kogpt2 reads NFKC, so two texts can have the same ids. Such a pair teaches nothing; it is not lost in silence."""
+    tokenizer = load_tokenizer(str(shared / "kogpt2-tokenizer"))
+    records = [
+        {"prompt": "가", "chosen": "네! 좋아요", "rejected": "네！ 좋아요"},
+        {"prompt": "가", "completion_0": "나", "completion_1": "다", "completion_2": "라 " * 60, "ranking": [0, 1]},
+    ]
+    dataset, report = build_dataset([write("rm.jsonl", json.dumps(records))], "reward", tokenizer, 40)
+    assert (len(dataset), str(report)) == (2, "")
+    first = dataset["completion_ids"][0]
+    assert first[0] == first[1]
+
+
+def test_a_template_that_rewrites_is_refused(tiny_tokenizer, monkeypatch):
+    """One that puts something between prompt and answer would shift every answer that is taken out of its text."""
+    thinking = tiny_tokenizer.chat_template + "{% if add_generation_prompt %}<think></think>{% endif %}"
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", thinking)
+    for use in (
+        lambda: list(text_rows(Dialogue(conversation("가", "나")), 0, DataArguments(), tiny_tokenizer)),
+        lambda: encode_dialogue(tiny_tokenizer, conversation("가", "나")),
+    ):
+        with pytest.raises(UserError, match="the chat template rewrites"):
+            use()
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", "{{ messages[0]['content'] | upper }}")
+    with pytest.raises(UserError, match="the chat template changes prompts"):
+        shorten_prompt(tiny_tokenizer, "abc " * 9, 5)
+
+
 def test_a_prompt_is_cut_at_its_start_inside_the_template(write, tiny_tokenizer):
     prompt = "대한민국의 수도는 어디인가요? 하나 더하기 둘은 얼마예요? 강아지는 어떻게 울어요? " * 6
+    prompt = prompt.strip()
     path = write("ppo.jsonl", json.dumps([{"prompt": prompt}, {"prompt": "가"}]))
     dataset, report = build_dataset([path], "ppo", tiny_tokenizer, 60, DataArguments(overlong="truncate"))
     text = tiny_tokenizer.decode(dataset["input_ids"][0])

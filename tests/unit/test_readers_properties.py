@@ -14,17 +14,16 @@ from unittest import mock
 
 from kochat_trl.data import readers
 from kochat_trl.data.rankings import ranking_tiers, readings_differ, tier_pairs
-from kochat_trl.data.readers import CSV_FIELDS, DIALOGUE_START, SPEAKERS, FileFormat, file_format, read_records
+from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS, FileFormat, file_format, read_records, shape_of
 from kochat_trl.data.records import Turns, Unreadable
 from kochat_trl.data.writers import write_records
 from kochat_trl.errors import UserError
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-settings.register_profile("properties", max_examples=100, deadline=None, derandomize=True, database=None)
-settings.load_profile("properties")
+FIXED = settings(max_examples=100, deadline=None, derandomize=True, database=None)  # the same examples in each run
 
 # --- Texts that a careless reader trips over ----------------------------------------------------
 
@@ -34,6 +33,7 @@ PIECES = [
     *("\0", "\x1a", "\x1b", "\x7f", "\t", "\r", "\n", "\r\n", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029", "\ufeff"),
     *("\xa0", "\u3000", "\u200b", "\ufffd", "\uffff", "\U0001f600", "\U0010ffff", "가", NFD, "ㅋㅋ", DIALOGUE_START),
     *(f"{speaker}:" for speaker in SPEAKERS),
+    *(f"가\n {begins_turn}" for begins_turn in (DIALOGUE_START, "<사람>:")),
 ]
 HALVES = ["\ud800", "\udbff", "\udc00", "\udfff", "\ude00가"]  # lone surrogates: only JSON's escapes can tell them
 
@@ -53,7 +53,9 @@ JSON_VALUES = st.recursive(
     max_leaves=8,
 )
 FIELDS = st.dictionaries(st.sampled_from(["prompt", "completion", "ranking"]) | JSON_TEXTS, JSON_VALUES, max_size=4)
-BLANKS = st.text(" \t\r\n", max_size=4)
+# An array is told from a prompt that begins with '[' by what follows in the line; here that is an object.
+ARRAYS = st.builds(lambda first, rest: [first, *rest], FIELDS, st.lists(FIELDS | JSON_VALUES, max_size=4)) | st.just([])
+BLANKS = st.lists(st.sampled_from([" ", "\t", "\n", "\r\n"]), max_size=4).map("".join)
 
 # --- Files --------------------------------------------------------------------------------------
 
@@ -128,7 +130,8 @@ def line_after(text: str) -> int:
 
 
 @pytest.mark.usefixtures("window")
-@given(records=st.lists(FIELDS | JSON_VALUES, max_size=5), layout=LAYOUTS, one_line=st.booleans())
+@FIXED
+@given(records=ARRAYS, layout=LAYOUTS, one_line=st.booleans())
 @example(records=[{"prompt": i} for i in range(1000)], layout=PLAIN, one_line=False)
 def test_an_array_is_read_as_it_was_written(path, records, layout, one_line):
     text = written(path, "array", records)
@@ -138,6 +141,7 @@ def test_an_array_is_read_as_it_was_written(path, records, layout, one_line):
     assert file_format(path) == FileFormat("array", bom=layout.bom, crlf=crlf, gzip=layout.gzip)
 
 
+@FIXED
 @given(records=st.lists(FIELDS, min_size=1, max_size=5), layout=LAYOUTS)
 def test_json_lines_are_read_as_they_were_written(path, records, layout):
     layout.write(path, written(path, "lines", records))
@@ -153,6 +157,7 @@ def tellable_turn(text: str) -> str:
 TURNS = st.lists(st.tuples(st.sampled_from(SPEAKERS), TEXTS.map(tellable_turn)), max_size=4).map(Turns)
 
 
+@FIXED
 @given(records=st.lists(TURNS, min_size=1, max_size=4), layout=LAYOUTS)
 @example(records=[Turns([("<사람>", "가 \n 나 \n 다")])], layout=PLAIN)
 def test_dialogues_are_read_as_they_were_written(path, records, layout):
@@ -168,31 +173,43 @@ def test_dialogues_are_read_as_they_were_written(path, records, layout):
     assert file_format(path) == FileFormat("dialogues", bom=layout.bom, crlf=layout.crlf, gzip=layout.gzip)
 
 
-TABLES = st.lists(st.sampled_from(sorted(CSV_FIELDS)), min_size=2, max_size=5, unique=True).flatmap(
+NAMES = st.sampled_from(["A", "label", "output", "input", "chosen", "rejected", "tokens", "번호", "id_2"])
+HEADERS = st.tuples(st.sampled_from(["prompt", "instruction", "Q"]), st.lists(NAMES, max_size=4, unique=True)).flatmap(
+    lambda names: st.permutations([names[0], *names[1]])
+)
+TABLES = HEADERS.flatmap(
     lambda header: st.lists(st.fixed_dictionaries({name: TEXTS for name in header}), min_size=1, max_size=5)
 )
 
 
+@FIXED
 @given(records=TABLES, layout=LF_LAYOUTS, quoted=st.booleans())
 def test_csv_is_read_as_it_was_written(path, records, layout, quoted):
     text = written(path, "csv", records)
-    if quoted:  # as pandas can write it: LF ends, every cell in quotes, the header's too
+    if quoted:  # as others write it: CRLF ends, every cell in quotes, the header's too
         stream = io.StringIO(newline="")
-        writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer = csv.DictWriter(stream, list(records[0]), quoting=csv.QUOTE_ALL)
         writer.writeheader()
         writer.writerows(records)
         text = stream.getvalue()
     layout.write(path, text)
     assert fields_read(path) == records
-    assert file_format(path) == FileFormat("csv", bom=layout.bom, crlf=not quoted, gzip=layout.gzip)
+    assert file_format(path) == FileFormat("csv", bom=layout.bom, crlf=quoted, gzip=layout.gzip)
 
 
-@given(prompts=st.lists(texts_of(PIECES, forbidden="\r\n"), min_size=1, max_size=6), layout=LAYOUTS)
+@FIXED
+@given(prompts=st.lists(texts_of(PIECES, forbidden="\r\n\ufeff"), min_size=1, max_size=6), layout=LAYOUTS)
 @example(prompts=["가", "", "\0", "[", "{", DIALOGUE_START], layout=PLAIN)
+@example(prompts=["", "", "[{"], layout=PLAIN)
 def test_plain_text_is_read_as_it_was_written(path, prompts, layout):
-    """For prompts without line ends, the first of which can't be taken for the beginning of another shape."""
-    prompts = [f"가{prompts[0]}", *prompts[1:]]
+    """For prompts without line ends and BOM; where the first one looks like another shape, the file is refused."""
     records = [{"prompt": prompt} for prompt in prompts]
+    begins = [prompt.strip() for prompt in prompts if prompt.strip()][:1]
+    assume(begins)  # else the file is empty
+    if shape_of(begins[0]) != "text":
+        with pytest.raises(UserError, match="would be taken for another shape"):
+            written(path, "text", records)
+        return
     layout.write(path, written(path, "text", records))
     assert fields_read(path) == records
     assert lines_read(path) == list(range(1, len(records) + 1))
@@ -209,6 +226,7 @@ def test_very_long_lines(path, shape):
     assert same  # and not the comparison itself, which pytest would print
 
 
+@FIXED
 @given(texts=st.lists(texts_of(PIECES + HALVES), min_size=1, max_size=3))
 def test_what_a_shape_cannot_tell_is_refused(path, texts):
     """Half characters in a shape without escapes, a prompt of two lines, rows of different fields."""
@@ -235,7 +253,8 @@ def test_what_a_shape_cannot_tell_is_refused(path, texts):
 
 
 @pytest.mark.usefixtures("window")
-@given(data=st.data(), records=st.lists(FIELDS | JSON_VALUES, max_size=5), layout=LF_LAYOUTS)
+@FIXED
+@given(data=st.data(), records=ARRAYS, layout=LF_LAYOUTS)
 def test_lines_of_an_array(path, data, records, layout):
     """Blanks and line ends anywhere between the tokens of the array; lines are counted while it is put together."""
     text, expected = data.draw(BLANKS) + "[" + data.draw(BLANKS), []
@@ -248,6 +267,7 @@ def test_lines_of_an_array(path, data, records, layout):
     assert lines_read(path) == expected
 
 
+@FIXED
 @given(data=st.data(), records=st.lists(FIELDS, min_size=1, max_size=5), layout=LF_LAYOUTS)
 def test_lines_of_json_lines(path, data, records, layout):
     """With blank lines, and with lines that are no JSON, between the records."""
@@ -267,6 +287,7 @@ def test_lines_of_json_lines(path, data, records, layout):
     assert lines_read(path) == expected
 
 
+@FIXED
 @given(data=st.data(), dialogues=st.lists(TURNS, min_size=1, max_size=4), layout=LAYOUTS)
 def test_lines_of_dialogues(path, data, dialogues, layout):
     text, expected = "", []
@@ -280,6 +301,7 @@ def test_lines_of_dialogues(path, data, dialogues, layout):
     assert lines_read(path) == expected
 
 
+@FIXED
 @given(data=st.data(), rows=st.lists(st.lists(TEXTS, min_size=1, max_size=4), min_size=1, max_size=6))
 def test_lines_of_csv(path, data, rows):
     """Cells of several lines, blank lines, rows with too few or too many cells, in any quoting."""
@@ -313,7 +335,7 @@ def test_a_broken_array_gives_its_whole_records_and_the_line_of_the_fault(path, 
     whole, ends = json.loads(text), [1]
     for _ in whole:
         ends.append(json.JSONDecoder().raw_decode(text, text.index("{", ends[-1]))[1])
-    for end in range(1, len(text.rstrip())):
+    for end in range(2, len(text.rstrip())):  # from '[{' on, which tells that it is an array
         broken = text[:end] + tail
         try:
             json.loads(broken)
@@ -519,7 +541,7 @@ RANKINGS = st.lists(INDICES | st.lists(INDICES, max_size=2), max_size=4) | st.re
 )
 
 
-@settings(max_examples=500)
+@settings(FIXED, max_examples=500)
 @given(ranking=RANKINGS, count=st.integers(2, 4))
 def test_anything_else_is_refused(ranking, count):
     def is_index(value):

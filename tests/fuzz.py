@@ -272,9 +272,8 @@ def expected_fields(shape: str, content: str) -> list[Any] | None:
     Raises `LookupError` where this can't tell.
     """
     lines = content.removesuffix("\n").split("\n")
-    first = next(line for line in lines if line.strip())
-    if "\r" in first.strip() and content.endswith(first):
-        return None  # lines that end in CR, and nowhere in LF
+    if "\r" in content.strip() and "\n" not in content.lstrip():
+        return None  # lines that end in CR alone
     if shape == "array":
         value = json_value(content)
         if value is TOO_DEEP:
@@ -289,7 +288,8 @@ def expected_fields(shape: str, content: str) -> list[Any] | None:
         if rows is None:
             raise LookupError  # a row may be broken by itself, or for good
         header = [cell.strip() for cell in rows[0]]
-        if not {"prompt", "instruction", "Q"}.intersection(header) or len(set(header)) < len(header):
+        named = all(re.fullmatch(r"\w+", cell) for cell in header) and len(set(header)) == len(header)
+        if not named or not {"prompt", "instruction", "Q"}.intersection(header):
             return None
         return [dict(zip(header, row, strict=True)) if len(row) == len(header) else BROKEN for row in rows[1:]]
     assert shape == "dialogues"

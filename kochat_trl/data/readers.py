@@ -153,8 +153,12 @@ def shape_of(start: str) -> Shape | None:
     if "\0" in start or _LOOKS_CUT.match(start):
         return None
     header = [cell.strip() for cell in start.strip().replace('"', "").split(",")]
-    names = all(re.fullmatch(r"\w+", cell) for cell in header) and not PROMPT_FIELDS.isdisjoint(header)
-    return "csv" if names else "text"
+    return "csv" if _are_fields(header) else "text"
+
+
+def _are_fields(names: list[str]) -> bool:
+    """Whether `names` is the header of a CSV file."""
+    return all(re.fullmatch(r"\w+", name) for name in names) and not PROMPT_FIELDS.isdisjoint(names)
 
 
 # --- JSON ---------------------------------------------------------------------------------------
@@ -330,14 +334,14 @@ def _read_csv(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
                 continue
             if not header:
                 header = [cell.strip() for cell in row]
-                if len(set(header)) < len(header) or PROMPT_FIELDS.isdisjoint(header):
-                    expected = "names of fields, none twice"
-                    raise UserError(f"{file}, line {number}: found the header {header}, expected {expected}")
+                if len(set(header)) < len(header) or not _are_fields(header):
+                    found = f"found the header {reprlib.repr(header)}"
+                    raise UserError(f"{file}, line {number}: {found}, expected names of fields, none twice")
                 continue
             if len(row) == len(header):
                 fields = dict(zip(header, row, strict=True))
             else:
-                fields = Unreadable(f"{len(row)} cells", f"{len(header)} cells: {','.join(header)}")
+                fields = Unreadable(f"{len(row)} cells", f"{len(header)} cells: {','.join(header)[:80]}")
         yield RawRecord(Source(file, index, number), fields)
         index += 1
 

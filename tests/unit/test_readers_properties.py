@@ -367,6 +367,7 @@ REFUSED = {
         r"line 1: found the header \['Q', 'A', 'Q'\], expected names of fields, none twice",
     ),
     "a BOM before the header": ("\n\ufeffQ,A\n1,2", r"line 2: found the header \['\\ufeffQ', 'A'\], expected"),
+    "a header of two lines": ('"Q","A\n1","2"\n', r"line 1: found the header \['Q', 'A\\n1', '2'\], expected"),
     "a broken header": ('"Q" ,A\n1,2', "line 1: broken CSV: ',' expected after"),
     "a quote that nothing closes": ('Q,A\n1,2\n"3,4\n', "line 3: a quote is opened here and not closed"),
     "a quote that is closed late": (

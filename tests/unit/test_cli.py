@@ -39,8 +39,9 @@ def project(tmp_path_factory, tiny_base, tiny_reward):
     """A folder laid out as the examples expect: sample data for KoChatGPT's, the tiny base for kogpt2."""
     folder = tmp_path_factory.mktemp("project")
     written = write_sample_data(folder / "data/kochatgpt", seed=0)
-    few = json.loads(written["rm_eval"].read_text(encoding="utf-8-sig"))[:40]
-    written["rm_eval"].write_text(json.dumps(few), encoding="utf-8")
+    for name, count in {"sft": 100, "rm_eval": 40}.items():  # as many as are quickly scored
+        few = json.loads(written[name].read_text(encoding="utf-8-sig"))[:count]
+        written[name].write_text(json.dumps(few), encoding="utf-8")
     for name in ("skt/kogpt2-base-v2", "outputs/kogpt2/sft"):
         shutil.copytree(tiny_base, folder / name)
     shutil.copytree(tiny_reward, folder / "outputs/kogpt2/reward")

@@ -354,6 +354,8 @@ def test_a_broken_array_gives_its_whole_records_and_the_line_of_the_fault(path, 
 REFUSED = {
     "a blank that JSON doesn't know": ("\xa0[1]", r"line 1: found '\\xa0\[1\]', expected '\['"),
     "a second BOM": ("\n\ufeff[1]", r"line 2: found '\\ufeff\[1\]', expected '\['"),
+    "text after the array": ("[{}]\n]", r"line 2: found '\]' after the JSON array, expected nothing"),
+    "an array in an array, and so on": ("[" * 9999, r"line 1 \(record 0\): broken JSON: nested too deeply"),
     "a number that no float holds": (
         '[{"a":\n1e999}]',
         r"line 1 \(record 0\): broken JSON: the number '1e999' is too large",
@@ -398,7 +400,10 @@ def test_blank_lines_before_a_header_in_quotes(path):
     assert (record.fields, record.source.line) == ({"Q": "1", "A": "2"}, 5)
 
 
-@pytest.mark.parametrize("data", [gzip.compress(b'{"a": 1}\n' * 99)[:-9], b"\x1f\x8b", gzip.compress(b"[1]") + b"?"])
+PACKED = gzip.compress(b'{"a": 1}\n' * 99, mtime=0)
+
+
+@pytest.mark.parametrize("data", [PACKED[:-9], PACKED[:2], PACKED[:10] + b"\xff" * 9 + PACKED[19:], PACKED + b"?"])
 def test_broken_gzip(path, data):
     path.write_bytes(data)
     assert re.search(r", line \d+: can't be read on: ", until_error(path)[1])
@@ -518,6 +523,8 @@ def test_a_full_ranking_gives_every_pair_once(count):
         assert [(a, b) for a, b, _ in pairs] == list(itertools.combinations(order, 2))
         assert len(tier_pairs(ranking_tiers(list(order), count), "best_vs_rest")) == count - 1
         assert len(tier_pairs(ranking_tiers(list(order), count), "adjacent")) == count - 1
+        other_reading = tier_pairs(ranking_tiers(list(order), count, "rank_of"), "all")
+        assert readings_differ(order) == (set(other_reading) != set(pairs))
 
 
 def test_the_other_reading_turns_4_of_18_pairs_upside_down():

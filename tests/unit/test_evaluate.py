@@ -18,6 +18,8 @@ from kochat_trl.data.records import Ranking
 from kochat_trl.errors import UserError
 from kochat_trl.evaluate import (
     Answer,
+    Bin,
+    Calibration,
     ScoredPair,
     accuracy_of,
     agreement,
@@ -174,6 +176,7 @@ def test_effective_size():
     assert effective_size([1, 1, 1, 1], list("aabc")) == pytest.approx(16 / 6)  # nothing lost: the least, n²/Σn_g²
     assert effective_size([1, 0, 1, 0], list("aaaa")) == 1
     assert effective_size([1, 0, 1, 0, 1, 0], list("aabbcc")) == 6  # not above n, though a half each is no chance
+    assert effective_size([1, 0, 1, 0, 1, 1], list("aabbcc")) == 6
     # mean 1/2; the prompts add 1, −1, 0, 0 to it, so the variance is 4/3 · 2/64 = 1/24, and 1/4 of that is 6 pairs.
     assert effective_size([1, 1, 0, 0, 1, 0, 1, 0], list("aabbccdd")) == pytest.approx(6)
 
@@ -208,6 +211,7 @@ def test_a_baseline_is_beaten_by_a_sign_test_over_prompts():
     assert verdict([1] * 6, [0] * 6, list("aaabbb")) == (2, 0, 2 / 4, False)  # three pairs of a prompt are one case
     # Ahead on eight prompts by one pair and behind on one by all its nine: the accuracy is lower.
     assert verdict([1] * 8 + [0] * 9, [0] * 8 + [1] * 9, [*"abcdefgh", *"i" * 9]) == (8, 1, 20 / 512, False)
+    assert verdict([0] * 8 + [1] * 9, [1] * 8 + [0] * 9, [*"abcdefgh", *"i" * 9]) == (1, 8, 20 / 512, False)
     assert compare([1, 0, 1, 1], [1, 0, 0.5, 1], list("abcd")).accuracy == accuracy_of([1, 0, 0.5, 1], list("abcd"))
 
 
@@ -254,7 +258,7 @@ def test_expected_calibration_error():
     assert [value for b in found.bins for value in (b.low, b.confidence, b.high)] == pytest.approx(
         [0.5, 0.5, 0.55, 0.7, 0.73, 0.75, 0.9, 0.93, 0.95, 0.95, 0.97, 1]
     )
-    assert expected_calibration_error([1000.0, 2000.0]).error == 0
+    assert expected_calibration_error([1000.0, 2000.0]) == Calibration(0, [Bin(0.95, 1, 2, 1, 1)])
     assert expected_calibration_error([-1000.0]).error == 1
     rng = random.Random(0)
     margins = [rng.uniform(0, 4) for _ in range(20_000)]
@@ -271,6 +275,7 @@ def test_agreement():
     found = agreement(scored(2.0, 1.0, 0.0), scored(2.0, 2.5, 0.25))
     assert (found.same_order, found.mean_difference, found.max_difference) == (2 / 3, (1.5 + 0.25) / 3, 1.5)
     assert agreement(scored(1.0, 0.0), scored(1.0, 1.0)).same_order == 0  # a draw is an order of its own
+    assert agreement(scored(0.0, 1.0), scored(1.0, 1.0)).same_order == 0
 
 
 def test_evaluate():

@@ -38,6 +38,12 @@ UNUSED_KEYS = {
     "trust_remote_code",
 }
 UNUSED_BY_PPO = {"max_grad_norm", "max_steps", "model_name_or_path"}  # TRL's loop reads the first two nowhere
+REWARD_ONLY = {"loss", "pairs", "rank_margins", "ranking_order"}
+UNUSED: dict[Stage, set[str]] = {
+    "sft": UNUSED_KEYS | REWARD_ONLY | {"max_prompt_length"},
+    "reward": UNUSED_KEYS | {"max_prompt_length"},
+    "ppo": UNUSED_KEYS | REWARD_ONLY | UNUSED_BY_PPO,
+}
 
 
 @dataclass
@@ -130,9 +136,10 @@ def parse_arguments(stage: Stage, default_config: str, argv: list[str]) -> Argum
 
     resolved = vars(namespace)
     del resolved["config"]
-    for key in (UNUSED_KEYS | UNUSED_BY_PPO if stage == "ppo" else UNUSED_KEYS) & known:
+    for key in UNUSED[stage] & known:
         if resolved[key] != parser.get_default(key) or key in values:
-            raise UserError(f"{path}: '{key}' has no effect in these recipes; remove it")
+            where = "these recipes" if key in UNUSED_KEYS else f"recipes/{stage}.py"
+            raise UserError(f"{path}: '{key}' has no effect in {where}; remove it")
     for key in ("sft_model_path", "reward_model_path") if stage == "ppo" else ("model_name_or_path",):
         if resolved[key] is None:
             raise UserError(f"{path}: '{key}' is not set")

@@ -530,7 +530,7 @@ def _table(heading: str, *numbers: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(heading, min_width=26)  # so that the tables stand in line
     for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True, min_width=7)
+        table.add_column(name, justify="right", no_wrap=True, min_width=15 if "interval" in name else 7)
     return table
 
 
@@ -577,8 +577,9 @@ def plot_reliability(calibration: Calibration) -> Any:
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     upper.plot((0.5, 1), (0.5, 1), color="0.6", linestyle="--", label="calibrated")
     upper.errorbar(confidences, rights, errors, fmt="o-", capsize=3, label="the model, 95 % intervals")
-    upper.set(ylim=(0, 1.02), ylabel="share of pairs put right", title=f"ECE {calibration.error:.3f}")
-    upper.legend(loc="lower right")
+    upper.set(ylim=(-0.03, 1.03), ylabel="share of pairs put right")
+    upper.set_title(f"expected calibration error {calibration.error:.3f}")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     upper.grid(alpha=0.3)
     lower.bar([b.low for b in bins], [b.pairs for b in bins], 0.5 / BINS, align="edge", edgecolor="white")
     lower.set(xlim=(0.5, 1), xlabel="confidence σ(|r₁ − r₂|)", ylabel="pairs")

@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
 os.environ.setdefault("HF_DATASETS_CACHE", tempfile.mkdtemp(prefix="kochat-cache-"))  # of tokenized rows
 
+from kochat_trl.cli import main
 from kochat_trl.tokenizer import load_tokenizer
 
 import pytest
@@ -107,6 +108,24 @@ def write(tmp_path: Path) -> Callable[[str, str], str]:
         return str(path)
 
     return write_file
+
+
+@pytest.fixture
+def kochat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run `kochat …` in this process; return its exit code and what it printed."""
+
+    def run_command(*words: object, width: int = 100) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["kochat", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", str(width))
+        code = 0
+        try:
+            main()
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return run_command
 
 
 BLOCKED_SOCKET = '''

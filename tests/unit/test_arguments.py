@@ -162,8 +162,18 @@ def test_a_dtype_in_the_file_is_kept(write, monkeypatch, given):
 
 @pytest.mark.parametrize("line", ["max_steps: 3", "max_grad_norm: 0.5", "model_name_or_path: a"])
 def test_keys_that_trl_s_ppo_never_reads(write, line):
-    with pytest.raises(UserError, match=f"'{line.split(':')[0]}' has no effect in these recipes"):
+    with pytest.raises(UserError, match=f"'{line.split(':')[0]}' has no effect in recipes/ppo.py"):
         parse(write, f"extends: base.yaml\n{line}\n", stage="ppo")
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+@pytest.mark.parametrize("line", ["loss: listwise", "pairs: adjacent", "rank_margins: true", "ranking_order: rank_of"])
+def test_keys_of_the_reward_model_are_refused_elsewhere(write, line, stage):
+    key, value = line.split(": ")
+    with pytest.raises(UserError, match=f"'{key}' has no effect in recipes/{stage}.py"):
+        parse(write, f"extends: base.yaml\n{line}\n", stage=stage)
+    args = parse(write, f"extends: base.yaml\n{line}\n", stage="reward")
+    assert str(getattr(args.recipe, key)).lower() == value
 
 
 def test_defaults_are_quiet(write):

@@ -9,7 +9,7 @@ import sys
 from functools import partial
 
 from kochat_trl.arguments import ModelArguments, RecipeArguments
-from kochat_trl.cli import main, make_parser
+from kochat_trl.cli import make_parser
 from kochat_trl.data.convert import build_dataset, conversation, encode_dialogue
 from kochat_trl.data.sample import write_sample_data
 from kochat_trl.data.show import collator
@@ -49,22 +49,10 @@ def project(tmp_path_factory, tiny_base, tiny_reward):
 
 
 @pytest.fixture
-def kochat(monkeypatch, project, capsys):
-    """Run `kochat …` in the project's folder; return its exit code and what it printed."""
-
-    def run_command(*words):
-        monkeypatch.chdir(project)
-        monkeypatch.setattr(sys, "argv", ["kochat", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "100")
-        try:
-            main()
-            code = 0
-        except SystemExit as exit:
-            code = exit.code
-        printed = capsys.readouterr()
-        return code, printed.out + printed.err
-
-    return run_command
+def kochat(kochat, monkeypatch, project):
+    """Run `kochat …` in the project's folder."""
+    monkeypatch.chdir(project)
+    return kochat
 
 
 @pytest.mark.parametrize("name", COMMANDS)

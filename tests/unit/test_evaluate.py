@@ -4,15 +4,14 @@ import io
 import json
 import math
 import random
-import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from types import SimpleNamespace
 
 from kochat_trl import evaluate as ev
 from kochat_trl.arguments import ModelArguments
-from kochat_trl.cli import main
 from kochat_trl.data.convert import conversation, encode_dialogue
 from kochat_trl.data.records import Ranking
 from kochat_trl.errors import UserError
@@ -312,21 +311,9 @@ def test_evaluate():
 
 
 @pytest.fixture
-def kochat(monkeypatch, capsys):
-    """Run `kochat reward …`; return its exit code and what it printed."""
-
-    def run_command(*words, width=100):
-        monkeypatch.setattr(sys, "argv", ["kochat", "reward", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", str(width))
-        try:
-            main()
-            code = 0
-        except SystemExit as exit:
-            code = exit.code
-        printed = capsys.readouterr()
-        return code, printed.out + printed.err
-
-    return run_command
+def kochat(kochat):
+    """Run `kochat reward …`."""
+    return partial(kochat, "reward")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from .data.convert import DataArguments, Stage
 from .errors import UserError
+from .ppo.config import PPOConfig
 
 # Keys of TRL's classes that have no effect in these recipes. Setting one is an error rather than a silence.
 UNUSED_KEYS = {
@@ -37,7 +38,14 @@ UNUSED_KEYS = {
     "push_to_hub",
     "trust_remote_code",
 }
-UNUSED_BY_PPO = {"max_grad_norm", "max_steps", "model_name_or_path"}  # TRL's loop reads the first two nowhere
+UNUSED_BY_PPO = {
+    "dataset_num_proc",
+    "ds3_gather_for_generation",
+    "max_steps",
+    "model_adapter_name",
+    "model_name_or_path",
+    "ref_adapter_name",
+}
 REWARD_ONLY = {"loss", "pairs", "rank_margins", "ranking_order"}
 UNUSED: dict[Stage, set[str]] = {
     "sft": UNUSED_KEYS | REWARD_ONLY | {"max_prompt_length"},
@@ -99,12 +107,8 @@ class _Parser(TrlParser):
 
 
 def training_config(stage: Stage) -> type[TrainingArguments]:
-    """TRL's config class of a stage."""
-    if stage == "ppo":
-        from .ppo.stock import PPOConfig
-
-        return PPOConfig
-    return SFTConfig if stage == "sft" else RewardConfig
+    """The config class of a stage: TRL's own, and TRL 1.12's PPOConfig with our keys."""
+    return {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}[stage]
 
 
 def parse_arguments(stage: Stage, default_config: str, argv: list[str]) -> Arguments:

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
@@ -146,7 +147,7 @@ def load_reward_model(
 def load_adapter(model: PreTrainedModel, path: str, trainable: bool = False) -> Any:
     """Put the adapter in the folder `path` on `model`, whether or not it was trained on a quantized base."""
     config = PeftConfig.from_pretrained(path)
-    config.fan_in_fan_out = _has_conv1d(model)
+    config.fan_in_fan_out = has_conv1d(model)
     return cast_trainable_to_float32(PeftModel.from_pretrained(model, path, config=config, is_trainable=trainable))
 
 
@@ -171,7 +172,7 @@ def add_lora(model: PreTrainedModel, model_args: ModelArguments) -> PreTrainedMo
         lora_alpha=model_args.lora_alpha,
         lora_dropout=model_args.lora_dropout,
         target_modules=targets,
-        fan_in_fan_out=_has_conv1d(model),
+        fan_in_fan_out=has_conv1d(model),
         use_rslora=model_args.use_rslora,
         use_dora=model_args.use_dora,
         revision=model_args.model_revision,
@@ -228,6 +229,7 @@ def _load_and_list_missing(
         output_loading_info=True,
         revision=model_args.model_revision,
     )
+    _fuse_gelu(model)
     if auto_class is AutoModelForCausalLM:
         # Nothing else of a saved one: a repetition penalty, say, would bend the rollouts of PPO.
         model.generation_config = GenerationConfig(
@@ -236,6 +238,14 @@ def _load_and_list_missing(
             pad_token_id=tokenizer.pad_token_id,
         )
     return model, info["missing_keys"]
+
+
+def _fuse_gelu(model: nn.Module) -> None:
+    """Compute GPT-2's GELU in one kernel in place of eight: the same function, and a fifth of the memory."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, GELUTanh())
 
 
 def _quantization(model_args: ModelArguments) -> BitsAndBytesConfig | None:
@@ -256,7 +266,7 @@ def _quantization(model_args: ModelArguments) -> BitsAndBytesConfig | None:
     return None
 
 
-def _has_conv1d(model: nn.Module) -> bool:
+def has_conv1d(model: nn.Module) -> bool:
     """GPT-2's Conv1D keeps its weight transposed; bitsandbytes replaces it by a linear layer that doesn't."""
     return any(isinstance(module, Conv1D) for module in model.modules())
 

@@ -21,7 +21,7 @@ import yaml
 from accelerate import PartialState
 from rich.console import Console
 from rich.logging import RichHandler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
 from .arguments import Arguments, parse_arguments
 from .data.convert import DataReport, Stage
@@ -79,7 +79,7 @@ def check_output_dir(output_dir: Path) -> None:
 
 def finish_run(
     trainer: Trainer,
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     args: Arguments,
     metrics: dict[str, Any],

@@ -63,17 +63,17 @@ def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, list[str]], list[
     from kochat_trl.arguments import ModelArguments
     from kochat_trl.data.sample import Judge, make_questions, mean_interval
     from kochat_trl.generate import generate_answers
-    from kochat_trl.models import load_causal_lm
+    from kochat_trl.models import load_policy
     from kochat_trl.tokenizer import load_tokenizer
 
     train, held_out = make_questions(seed)
     judge, prompts = Judge([*train, *held_out]), [question.prompt for question in held_out]
     shown = [i * len(prompts) // 4 for i in range(4)]
     scores, samples = {}, {}
-    for name, folder in {"base": "base", "sft": "ppo/sft_merged", "ppo": "merged"}.items():
+    for name, folder in {"base": "base", "sft": "sft", "ppo": "merged"}.items():
         path = str(OUTPUT / folder)
         tokenizer = load_tokenizer(path)
-        model = load_causal_lm(path, ModelArguments(dtype="float32"), tokenizer)
+        model = load_policy(path, ModelArguments(dtype="float32"), tokenizer)
         answers = generate_answers(model, tokenizer, prompts, max_new_tokens=24, seed=seed)
         points = [judge.score(p, a.text, a.ended) for p, a in zip(prompts, answers, strict=True)]
         mean, low, high = mean_interval(points)

@@ -1,79 +1,88 @@
-"""PPO on TRL 1.12's own PPOTrainer, the last release that has it.
+"""PPO on TRL 1.12's own PPOTrainer, the last release that has it: `engine: trl`.
 
 The only module that imports `trl.experimental`.
 """
 
+import logging
 import os
+from typing import Any
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # its warning says only that the API may change
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.experimental.ppo import PPOConfig, PPOTrainer
+from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from ..errors import UserError
+from ..models import cast_trainable_to_float32
+from .adapters import Roles
+from .config import PPOConfig
 
-__all__ = ["PPOConfig", "build_trainer", "refuse_unsupported"]
+OURS = ("value_model", "kl_target", "normalize_scores", "score_clip", "kl_limit")  # keys that TRL has not
+logger = logging.getLogger(__name__)
 
 
-def refuse_unsupported(
-    args: PPOConfig, tokenizer: PreTrainedTokenizerBase, train_dataset: Dataset, max_positions: int
-) -> None:
+def refuse_unsupported(args: PPOConfig, tokenizer: PreTrainedTokenizerBase, train_dataset: Dataset) -> None:
     """Raise `UserError`, before anything is written, for a run that TRL's trainer can't do, or does wrong silently."""
+    for key in OURS:
+        if getattr(args, key) != getattr(PPOConfig, key):
+            raise UserError(f"{key}: TRL's PPOTrainer has nothing like it; remove it, or set engine: kochat")
+    if args.kl_estimator == "k2":
+        raise UserError("kl_estimator: TRL's PPOTrainer has k1 and k3; set one, or engine: kochat")
     if PartialState().num_processes > 1:
         raise UserError(
             "TRL's PPOTrainer fails under two processes (it looks for the policy inside "
-            "DistributedDataParallel). Run one: accelerate launch --num_processes 1 recipes/ppo.py"
+            "DistributedDataParallel). Run one, or set engine: kochat"
         )
     if args.resume_from_checkpoint is not None:
         raise UserError("TRL's PPOTrainer can't resume; start the run again in a new output_dir")
-    if args.gradient_accumulation_steps > 1:
-        raise UserError(
-            "TRL's PPOTrainer miscounts its steps with gradient_accumulation_steps above 1. Set it to 1: a rollout is "
-            "per_device_train_batch_size answers, and a step takes a num_mini_batches-th of them"
-        )
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise UserError(
             "the pad token is the end-of-sequence token, and TRL's PPOTrainer masks padding: it would never train the "
             "end of an answer. Name another token as pad_token in the SFT model's tokenizer_config.json"
         )
-    if len(train_dataset) < args.per_device_train_batch_size:
-        raise UserError(
-            f"{len(train_dataset)} prompts are fewer than one rollout of {args.per_device_train_batch_size} "
-            "(per_device_train_batch_size); TRL would wait forever"
-        )
-    longest = max(len(ids) for ids in train_dataset["input_ids"]) + args.response_length
-    if longest > max_positions:
-        raise UserError(
-            f"the longest prompt and response_length make {longest} tokens, and the model has {max_positions} "
-            "positions; lower max_prompt_length or response_length"
-        )
+    if len(train_dataset) < (rollout := args.per_device_train_batch_size * args.gradient_accumulation_steps):
+        raise UserError(f"{len(train_dataset)} prompts are fewer than one rollout of {rollout}; TRL would wait forever")
 
 
 def build_trainer(
-    args: PPOConfig,
+    values: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
-    policy: PreTrainedModel,
-    reward_model: PreTrainedModel,
-    value_model: PreTrainedModel,
+    roles: Roles,
     train_dataset: Dataset,
     eval_dataset: Dataset | None = None,
-) -> PPOTrainer:
-    """TRL's PPOTrainer on tokenized prompts (a column `input_ids`).
+) -> Any:
+    """TRL's PPOTrainer with the models of `roles`, which must be separate, and the settings of a resolved config.
 
-    `policy` is either a PEFT model, and its base with the adapter switched off is the reference, or a full model,
-    of which TRL copies the reference.
+    TRL miscounts its steps with gradient accumulation, so it gets the same rollout without: a mini-batch goes through
+    the model whole. It never clips gradients.
     """
+    try:
+        from trl.experimental import ppo
+    except ImportError:
+        raise UserError(
+            "engine: trl needs TRL 1.12, the last release with PPOTrainer: pip install trl==1.12.0"
+        ) from None
+    values = dict(values)
+    values["per_device_train_batch_size"] *= values["gradient_accumulation_steps"]
+    values["gradient_accumulation_steps"] = 1
+    values["model_adapter_name"] = roles.policy.adapter
+    values["ref_adapter_name"] = roles.reference.adapter
+    (args,) = HfArgumentParser(ppo.PPOConfig).parse_dict(values, allow_extra_keys=True)  # type: ignore[arg-type]
+    if args.max_grad_norm:
+        logger.info("engine: trl: gradients are not clipped (max_grad_norm)")
     # TRL builds an Accelerator of its own, which learns the precision of the run from here alone.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
-    return PPOTrainer(
+    models: dict[str, Any] = dict(roles.models.items())
+    trainer = ppo.PPOTrainer(
         args=args,
         processing_class=tokenizer,
-        model=policy,
-        ref_model=None,
-        reward_model=reward_model,
-        value_model=value_model,
+        model=models["policy"],
+        ref_model=models.get("reference"),
+        reward_model=models["reward"],
+        value_model=models["value"],
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
     )
+    cast_trainable_to_float32(trainer.model)
+    return trainer

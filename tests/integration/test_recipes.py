@@ -11,7 +11,8 @@ from kochat_trl.arguments import parse_arguments
 from kochat_trl.data.convert import build_dataset
 from kochat_trl.errors import UserError, run
 from kochat_trl.merge import merge_adapter
-from kochat_trl.models import add_lora, has_score_head, is_adapter, load_causal_lm, load_reward_model
+from kochat_trl.models import has_score_head, is_adapter
+from kochat_trl.ppo.adapters import load_roles
 from kochat_trl.ppo.stock import build_trainer
 
 import pytest
@@ -60,7 +61,7 @@ def outputs(launch, tiny_base, kochatgpt_files, tmp_path_factory):
     """SFT, reward model and PPO on an int8 base, one process each, with any network refused and written down."""
     folder = tmp_path_factory.mktemp("outputs")
     for stage in ("sft", "reward", "ppo"):
-        paths = {"sft_model_path": folder / "sft", "reward_model_path": folder / "reward"} if stage == "ppo" else {}
+        paths = ppo_paths(folder) if stage == "ppo" else {}
         done = launch(stage, *command(stage, kochatgpt_files, tiny_base, folder / stage, **paths))
         assert done.code == 0, done.text
         assert done.network == ""
@@ -70,7 +71,8 @@ def outputs(launch, tiny_base, kochatgpt_files, tmp_path_factory):
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
 def test_files_written(outputs, stage):
     names = {path.name for path in (outputs / stage).iterdir()}
-    assert names == ADAPTER_FILES | ({"sft_merged"} if stage == "ppo" else set())
+    assert names == ADAPTER_FILES | ({"samples.jsonl", "value"} if stage == "ppo" else set())
+    assert has_score_head(str(outputs / "ppo/value"))
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
@@ -98,7 +100,7 @@ def test_metrics(outputs):
         assert all(0 < loss < 20 for loss in losses)
     updates = [entry for entry in ppo["history"] if "objective/kl" in entry]
     assert len(updates) == 2
-    assert abs(updates[0]["objective/kl"]) < 1e-4  # before a step the policy is the reference, on int8 too
+    assert updates[0]["objective/kl"] == 0  # before a step the policy is the reference, on int8 too
     assert ppo["objective/scores"] == updates[-1]["objective/scores"]
 
 
@@ -113,24 +115,24 @@ def test_training_moved_the_adapter(outputs, stage):
 
 
 @pytest.fixture
-def ppo_trainer(outputs, tiny_tokenizer, kochatgpt_files, tmp_path):
+def trl_trainer(outputs, tiny_tokenizer, kochatgpt_files, tmp_path):
     """Build TRL's trainer as the recipe does, in this process."""
 
     def build(*arguments):
-        arguments = [*SHORT["ppo"], "--output_dir", str(tmp_path), *arguments]
+        arguments = [*SHORT["ppo"], "--engine", "trl", "--output_dir", str(tmp_path), *arguments]
         args = parse_arguments("ppo", str(ROOT / "configs/tiny/ppo.yaml"), arguments)
-        policy = add_lora(load_causal_lm(str(outputs / "ppo/sft_merged"), args.model, tiny_tokenizer), args.model)
-        reward_model = load_reward_model(str(outputs / "reward"), args.model, tiny_tokenizer)
-        value_model = load_reward_model(str(outputs / "reward"), args.model, tiny_tokenizer, trainable=True)
+        roles = load_roles(str(outputs / "sft"), str(outputs / "reward"), args.model, tiny_tokenizer, share=False)
         prompts, _ = build_dataset([kochatgpt_files["ppo"]], "ppo", tiny_tokenizer)
-        return build_trainer(args.training, tiny_tokenizer, policy, reward_model, value_model, prompts)
+        return build_trainer(args.resolved, tiny_tokenizer, roles, prompts)
 
     return build
 
 
-def test_a_ppo_step_is_taken_for_each_minibatch(ppo_trainer):
-    """num_mini_batches steps in each epoch of each rollout. With gradient accumulation TRL takes another number."""
-    trainer = ppo_trainer("--num_ppo_epochs", "3")
+@pytest.mark.parametrize("rows", [("4", "1"), ("2", "2")], ids=["at once", "accumulated"])
+def test_trl_takes_a_step_for_each_minibatch(trl_trainer, rows):
+    """num_mini_batches steps in each epoch of each rollout. Given gradient accumulation TRL takes another number."""
+    sizes = ["--per_device_train_batch_size", rows[0], "--gradient_accumulation_steps", rows[1]]
+    trainer = trl_trainer("--num_ppo_epochs", "3", *sizes)
     steps = []
     trainer.optimizer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
     trainer.train()
@@ -138,9 +140,9 @@ def test_a_ppo_step_is_taken_for_each_minibatch(ppo_trainer):
 
 
 @pytest.mark.parametrize(("flag", "precision"), [("true", "bf16"), ("false", "no")])
-def test_ppo_runs_in_the_precision_of_its_arguments(ppo_trainer, flag, precision):
+def test_trl_runs_in_the_precision_of_its_arguments(trl_trainer, flag, precision):
     AcceleratorState._reset_state()
-    assert ppo_trainer("--bf16", flag).accelerator.mixed_precision == precision
+    assert trl_trainer("--bf16", flag).accelerator.mixed_precision == precision
     AcceleratorState._reset_state()
 
 
@@ -202,12 +204,19 @@ def test_two_processes(launch, stage, tiny_base, kochatgpt_files, tmp_path):
     assert {path.name for path in output.iterdir()} == ADAPTER_FILES
 
 
-def test_two_processes_of_ppo_are_refused(launch, outputs, tiny_base, kochatgpt_files, tmp_path):
-    paths = {"sft_model_path": outputs / "sft", "reward_model_path": outputs / "reward", "use_cpu": "true"}
-    done = launch("ppo", *command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths), processes=2)
-    assert done.code != 0
-    assert done.text.count("error: TRL's PPOTrainer fails under two processes") == 1
-    assert not (tmp_path / "ppo").exists()
+def ppo_paths(outputs, **more):
+    return {"sft_model_path": outputs / "sft", "reward_model_path": outputs / "reward"} | more
+
+
+def test_two_processes_of_ppo(launch, outputs, tiny_base, kochatgpt_files, tmp_path):
+    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **ppo_paths(outputs, use_cpu="true"))
+    rows = ["--per_device_train_batch_size", "2", "--total_episodes", "4"]
+    done = launch("ppo", *arguments, *rows, processes=2)
+    assert done.code == 0, done.text
+    assert read(tmp_path / "ppo", "environment.json")["world_size"] == 2
+    refused = launch("ppo", *arguments, "--overwrite_output_dir", "--engine", "trl", processes=2)
+    assert refused.code != 0
+    assert refused.text.count("error: TRL's PPOTrainer fails under two processes") == 1
 
 
 def test_the_network_guard_guards(run_command):
@@ -345,25 +354,18 @@ def test_default_config_says_what_to_run_first(fail, monkeypatch, tmp_path):
 
 def test_a_rollout_larger_than_the_data(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
     """TRL's own trainer would wait forever."""
-    paths = {"sft_model_path": outputs / "sft", "reward_model_path": outputs / "reward"}
-    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths)
-    error = fail("ppo", *arguments, "--per_device_train_batch_size", "64")
-    assert "6 prompts are fewer than one rollout of 64" in error
-    assert not (tmp_path / "ppo").exists()
+    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **ppo_paths(outputs))
+    for engine in ("kochat", "trl"):
+        error = fail("ppo", *arguments, "--per_device_train_batch_size", "64", "--engine", engine)
+        assert "6 prompts are fewer than one rollout of 64" in error
+        assert not (tmp_path / "ppo").exists()
 
 
 def test_a_response_longer_than_the_model(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
-    paths = {"sft_model_path": outputs / "sft", "reward_model_path": outputs / "reward"}
-    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths)
+    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **ppo_paths(outputs))
     error = fail("ppo", *arguments, "--response_length", "128")
     assert "the model has 128 positions; lower max_prompt_length or response_length" in error
     assert not (tmp_path / "ppo").exists()
-
-
-def test_gradient_accumulation_of_ppo_is_refused(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
-    paths = {"sft_model_path": outputs / "sft", "reward_model_path": outputs / "reward"}
-    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths)
-    assert "miscounts its steps" in fail("ppo", *arguments, "--gradient_accumulation_steps", "2")
 
 
 def test_a_reward_model_with_another_tokenizer_is_refused(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
@@ -373,26 +375,24 @@ def test_a_reward_model_with_another_tokenizer_is_refused(fail, outputs, tiny_ba
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["가"], vocabulary["나"] = vocabulary["나"], vocabulary["가"]
     (tmp_path / "reward/tokenizer.json").write_text(json.dumps(tokenizer))
-    paths = {"sft_model_path": outputs / "sft", "reward_model_path": tmp_path / "reward"}
+    paths = ppo_paths(outputs, reward_model_path=tmp_path / "reward")
     error = fail("ppo", *command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths))
     assert "reads other tokens than" in error
     assert not (tmp_path / "ppo").exists()
 
 
-def test_ppo_with_pad_as_eos_is_refused(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
+def test_what_trl_s_ppo_can_not_do(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
     shutil.copytree(outputs / "sft", tmp_path / "sft")
     config = read(tmp_path / "sft", "tokenizer_config.json") | {"pad_token": "</s>"}
     (tmp_path / "sft/tokenizer_config.json").write_text(json.dumps(config))
-    paths = {"sft_model_path": tmp_path / "sft", "reward_model_path": outputs / "reward"}
-    error = fail("ppo", *command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths))
-    assert "it would never train the end of an answer" in error
-
-
-def test_ppo_can_not_resume(fail, outputs, tiny_base, kochatgpt_files, tmp_path):
-    paths = {"sft_model_path": outputs / "sft", "reward_model_path": outputs / "reward"}
-    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths)
-    error = fail("ppo", *arguments, "--resume_from_checkpoint", tmp_path)
-    assert "TRL's PPOTrainer can't resume" in error
+    base = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **ppo_paths(outputs, engine="trl"))
+    for more, message in {
+        ("--sft_model_path", tmp_path / "sft"): "it would never train the end of an answer",
+        ("--resume_from_checkpoint", tmp_path): "TRL's PPOTrainer can't resume",
+        ("--value_model", "shared"): "value_model: TRL's PPOTrainer has nothing like it",
+        ("--kl_estimator", "k2"): "TRL's PPOTrainer has k1 and k3",
+    }.items():
+        assert message in fail("ppo", *base, *more)
 
 
 def test_missing_checkpoint(fail, tiny_base, kochatgpt_files, tmp_path):

@@ -246,3 +246,94 @@ def test_listwise_refuses_the_keys_of_pairs(build, rankings, keys):
     center = keys.pop("center_rewards_coefficient", None)
     with pytest.raises(UserError, match="no meaning for `loss: listwise`"):
         build(RankingTrainer, rankings, recipe(loss="listwise", **keys), center_rewards_coefficient=center)
+
+
+@pytest.mark.parametrize("loss", ["pairwise", "all_pairs"])
+def test_rankings_of_unequal_size_weigh_as_the_loss_says(build, rankings, loss):
+    """Per pair for `pairwise`, per ranking for `all_pairs`; margins and centring in both. TRL's losses, averaged."""
+    rows, pairs = list(rankings), pair_rows(rankings, margin=True)
+    groups = [pairs[start : start + 3] for start in range(0, 18, 3)]
+    rows[1] = rows[1] | {"completion_ids": rows[1]["completion_ids"][:2], "ranks": [0, 1]}
+    groups[1] = groups[1][:1]
+
+    def trls(rows):
+        trainer = build(RewardTrainer, Dataset.from_list(rows), center_rewards_coefficient=0.1)
+        return trainer.compute_loss(trainer.model, first_batch(trainer)).detach()
+
+    per_pair, per_ranking = (
+        trls([pair for group in groups for pair in group]),
+        torch.stack([trls(group) for group in groups]).mean(),
+    )
+    assert (per_pair - per_ranking).abs() > 1e-3
+    ours = build(
+        RankingTrainer, Dataset.from_list(rows), recipe(loss=loss, rank_margins=True), center_rewards_coefficient=0.1
+    )
+    found = ours.compute_loss(ours.model, first_batch(ours)).detach()
+    torch.testing.assert_close(found, {"pairwise": per_pair, "all_pairs": per_ranking}[loss], rtol=1e-12, atol=0)
+
+
+def test_equal_scores_are_not_accurate(build, rankings):
+    trainer = build(RankingTrainer, rankings, recipe())
+    torch.nn.init.zeros_(trainer.model.score.weight)
+    trainer.compute_loss(trainer.model, first_batch(trainer))
+    assert trainer._metrics["eval"]["accuracy"] == [0.0] * 18
+
+
+@pytest.mark.parametrize(("pairs", "kept"), [("best_vs_rest", (0, 1)), ("adjacent", (0, 2))])
+def test_metrics_are_of_the_pairs_of_the_loss(build, rankings, pairs, kept):
+    rows = [row for i, row in enumerate(pair_rows(rankings)) if i % 3 in kept]
+    theirs, ours = build(RewardTrainer, Dataset.from_list(rows)), build(RankingTrainer, rankings, recipe(pairs=pairs))
+    for trainer in (theirs, ours):
+        trainer.compute_loss(trainer.model, first_batch(trainer))
+    for name in ("accuracy", "margin"):
+        found = ours._metrics["eval"][name]
+        assert len(found) == 12
+        assert sum(found) / 12 == pytest.approx(theirs._metrics["eval"][name][0], rel=1e-5, abs=1e-6)
+
+
+def test_evaluation_means_rewards_over_completions(build, rankings):
+    trainer = build(RankingTrainer, rankings, recipe(), per_device_eval_batch_size=4)  # batches of 12 and of 6
+    metrics = trainer.evaluate(rankings)
+    with torch.no_grad():
+        scores = [
+            trainer.model.score(trainer.model.transformer(torch.tensor([ids])).last_hidden_state)[0, -1, 0].item()
+            for row in rankings
+            for ids in row["completion_ids"]
+        ]
+    assert metrics["eval_mean_reward"] == pytest.approx(sum(scores) / 18, rel=1e-5)
+
+
+def test_tokens_are_counted_in_training_without_padding(build, rankings):
+    trainer = build(RankingTrainer, rankings, recipe())
+    tokens = sum(len(ids) for row in rankings for ids in row["completion_ids"])
+    for mode, count in (("train", tokens), ("eval", tokens), ("train", 2 * tokens)):
+        trainer.model.train(mode == "train")
+        trainer.compute_loss(trainer.model, first_batch(trainer))
+        assert trainer._metrics[mode]["num_tokens"] == [count]
+
+
+def test_the_collator_pads_sequences_but_not_ranks_to_a_multiple():
+    rows = [{"completion_ids": [[5, 6, 7], [8]], "ranks": [0, 1]}]
+    batch = RankingCollator(pad_token_id=3, pad_to_multiple_of=4)(rows)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 3], [8, 3, 3, 3]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
+    assert batch["ranks"].tolist() == [[0, 1]]
+
+
+class SecondOfTwo:
+    """An accelerator of two processes, of which the other has three values and this one fewer."""
+
+    other = torch.tensor([7.0, 0.0, 9.0])  # 0.0 is a value too
+
+    def gather(self, mine):
+        return torch.cat([torch.tensor([3]) if mine.dtype == torch.int64 else self.other, mine])
+
+    def pad_across_processes(self, mine):
+        return torch.cat([mine, mine.new_zeros(3 - len(mine))])
+
+
+@pytest.mark.parametrize("mine", [[], [1.0], [1.0, 0.0]], ids=len)
+def test_padding_across_processes_is_no_value(build, rankings, mine):
+    trainer = build(RankingTrainer, rankings, recipe())
+    trainer.accelerator = SecondOfTwo()
+    assert trainer._gather_uneven(torch.tensor(mine)).tolist() == [7.0, 0.0, 9.0, *mine]

@@ -4,7 +4,7 @@ Its formulas stand here, a few lines each, as a reference to compare with: no re
 """
 
 from kochat_trl.arguments import ModelArguments
-from kochat_trl.data.convert import encode_dialogue
+from kochat_trl.data.convert import encode_dialogue, encode_prompt
 from kochat_trl.losses import pairwise_loss
 from kochat_trl.models import new_reward_model
 
@@ -53,6 +53,9 @@ def test_sft_labels_are_upstream_s_and_the_mask_is_not(tiny_tokenizer):
         (ids[:start].tolist(), ids[start:length].tolist())
         for ids, start, length in zip(ours["input_ids"], starts, lengths, strict=True)
     ]
+    # The split is by our labels: hold it against the prompts themselves.
+    assert [prompt for prompt, _ in rows] == [encode_prompt(tiny_tokenizer, turn[0]) for turn in (SHORT, LONG)]
+    assert padding != end
     theirs = upstream_sft_batch(rows, end)
     assert lengths[0] < lengths[1] == ours["input_ids"].shape[1]
 

@@ -1,0 +1,258 @@
+"""A PPO update, side by side: four adapters on one backbone, and TRL 1.12's PPOTrainer.
+
+    python benchmarks/ppo.py --json ppo.json
+
+kogpt2's shape with random weights, LoRA of rank 16 on all linear layers, float32 on the CPU, no gradient checkpointing.
+The same 8 prompts an update for all, of lengths as in KoChatGPT's file, 64 response tokens, 4 epochs, one mini-batch.
+Each contender runs in a process of its own; its memory is the peak above what importing takes. The first update warms
+up, and the median of the others counts.
+
+- `adapter`, `shared`, `int8`: ours; the value function has an adapter of its own, or is a head on the policy; and
+  `adapter` on an int8 base. A mini-batch goes through in two forward passes of 4 rows.
+- `trl`: its value and reward models are whole, as in its own examples, and the value model is trained whole.
+- `trl_lora_value`: its value model has a LoRA adapter too.
+- `trl_micro`: `trl` with forward passes of 4 rows, as ours.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from typing import Any
+
+from kochat_trl.arguments import ModelArguments
+from kochat_trl.models import add_lora, load_causal_lm
+from kochat_trl.ppo.adapters import one_backbone
+from kochat_trl.ppo.config import PPOConfig
+from kochat_trl.ppo.trainer import PPOTrainer
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
+
+MICRO = 4  # rows in a forward pass of ours
+CONTENDERS = ("adapter", "shared", "int8", "trl", "trl_lora_value", "trl_micro")
+SHAPE = {"vocab_size": 51200, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "pad_token_id": 3}
+# Tokens of KoChatGPT's 11,990 prompts, template included: every twentieth quantile.
+LENGTHS = [26, 30, 31, 31, 32, 32, 33, 33, 34, 34, 35, 35, 36, 37, 37, 38, 39, 41, 42, 46, 96]
+LORA = ModelArguments(use_peft=True, lora_r=16, lora_alpha=32, lora_dropout=0.0, dtype="float32")
+
+
+def make_prompts(count: int) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    # The longest of all is one in 12,000, and the shortest too.
+    drawn = torch.randint(1, len(LENGTHS) - 1, (count,), generator=generator).tolist()
+    rows = [torch.randint(6, 51200, (LENGTHS[i],), generator=generator).tolist() for i in drawn]
+    return Dataset.from_dict({"input_ids": rows})
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(WordLevel({"<s>": 0, "</s>": 1, "<usr>": 2, "<pad>": 3}))
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>", padding_side="left")
+
+
+def write_stages(folder: str) -> None:
+    """A base, an SFT adapter and a reward adapter with its head, in files, as the recipes leave them."""
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(**SHAPE)).save_pretrained(f"{folder}/base")
+    sft = add_lora(GPT2LMHeadModel.from_pretrained(f"{folder}/base"), LORA)
+    sft.save_pretrained(f"{folder}/sft")
+    add_lora(reward_model(folder), LORA).save_pretrained(f"{folder}/reward")
+
+
+def reward_model(folder: str) -> Any:
+    return GPT2ForSequenceClassification.from_pretrained(f"{folder}/base", num_labels=1)
+
+
+def settings(folder: str, updates: int, rows: int, length: int) -> dict[str, Any]:
+    return {
+        "output_dir": f"{folder}/output",
+        "per_device_train_batch_size": rows,
+        "total_episodes": 8 * updates,
+        "response_length": length,
+        "num_ppo_epochs": 4,
+        "num_mini_batches": 1,
+        "learning_rate": 1e-5,
+        "temperature": 1.0,
+        "gradient_checkpointing": False,
+        "num_sample_generations": 0,
+        "local_rollout_forward_batch_size": 8,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+def build_ours(name: str, folder: str, updates: int, length: int, phases: dict[str, list[float]]) -> Any:
+    class Timed(PPOTrainer):
+        """Adds up the seconds of sampling, scoring and steps."""
+
+    def timed(method: str) -> None:
+        inner = getattr(PPOTrainer, method)
+
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = inner(self, *args, **kwargs)
+            phases[method].append(time.perf_counter() - started)
+            return result
+
+        setattr(Timed, method, call)
+
+    for method in ("_sample", "_score", "_step"):
+        timed(method)
+    precision = ModelArguments(dtype="float32", load_in_8bit=name == "int8", llm_int8_threshold=0.0)
+    backbone = load_causal_lm(f"{folder}/base", precision, make_tokenizer())
+    value = "shared" if name == "shared" else "adapter"
+    roles = one_backbone(backbone, f"{folder}/sft", f"{folder}/reward", value)
+    values = settings(folder, updates, MICRO, length) | {
+        "gradient_accumulation_steps": 8 // MICRO,
+        "value_model": value,
+    }
+    return Timed(PPOConfig(**values), make_tokenizer(), roles, None, None, make_prompts(8 * updates))
+
+
+def build_trl(name: str, folder: str, updates: int, length: int) -> Any:
+    from trl.experimental.ppo import PPOConfig as TRLConfig
+    from trl.experimental.ppo import PPOTrainer as TRLTrainer
+
+    values = settings(folder, updates, 8, length)
+    if name == "trl_micro":
+        values |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    value = reward_model(folder)
+    return TRLTrainer(
+        args=TRLConfig(**values),
+        processing_class=make_tokenizer(),
+        model=add_lora(GPT2LMHeadModel.from_pretrained(f"{folder}/base"), LORA),
+        ref_model=None,
+        reward_model=reward_model(folder),
+        value_model=add_lora(value, LORA) if name == "trl_lora_value" else value,
+        train_dataset=make_prompts(8 * updates),
+    )
+
+
+class Clock(TrainerCallback):
+    """When each update ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    on_step_end = on_train_begin
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held (VmHWM)."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def matmul_rate(size: int = 2048, repeats: int = 10) -> float:
+    """FLOP/s of a square float32 matrix product: the best of some."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def run_contender(name: str, folder: str, updates: int, length: int) -> dict[str, Any]:
+    baseline, phases, clock = peak_bytes(), defaultdict(list), Clock()
+    ours = not name.startswith("trl")
+    trainer = build_ours(name, folder, updates, length, phases) if ours else build_trl(name, folder, updates, length)
+    trainer.add_callback(clock)
+    trainer.train()
+    seconds = [end - start for start, end in zip(clock.times, clock.times[1:], strict=False)][1:]
+    result: dict[str, Any] = {"seconds": statistics.median(seconds), "all_seconds": seconds}
+    result["peak_bytes"] = peak_bytes() - baseline
+    if ours:
+        steps = len(phases["_step"]) // updates
+        found = {key: sum(times) / len(times) * (steps if key == "_step" else 1) for key, times in phases.items()}
+        result["phases"] = {key.strip("_"): value for key, value in found.items()}
+    if name == "adapter":
+        rate = matmul_rate()
+        flops = count_flops(trainer)
+        result |= {"step_flops": flops, "matmul_flops_a_second": rate}
+        result["flop_fraction"] = flops / statistics.median(phases["_step"][4:]) / rate
+    return result
+
+
+def count_flops(trainer: PPOTrainer) -> float:
+    """FLOPs of the matrix products of one step, forward and backward, as torch counts them; the mean of the updates."""
+    totals = []
+    for update in range(1, trainer.state.global_step):
+        rollout = trainer._sample(update, trainer._draw_prompts(update))
+        plan = trainer._plan(update, 0, rollout)
+        zeros = torch.zeros(rollout.mask.shape)
+        targets = dict.fromkeys(("logprobs", "values", "advantages", "returns"), zeros)
+        with FlopCounterMode(display=False) as counter:
+            trainer._step(update, rollout, plan[0], targets, first=False)
+        totals.append(counter.get_total_flops())
+        if update == 2:
+            break
+    return statistics.mean(totals)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--updates", type=int, default=4, help="the first warms up (default: 4)")
+    parser.add_argument("--response-length", type=int, default=64, help="tokens (default: 64)")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        name, folder = arguments.run
+        print(json.dumps(run_contender(name, folder, arguments.updates, arguments.response_length)))
+        return
+
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_stages(folder)
+        for name in arguments.only:
+            command = [sys.executable, __file__, "--run", name, folder, "--updates", str(arguments.updates)]
+            command += ["--response-length", str(arguments.response_length)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            row = figures[name] = json.loads(done.stdout.splitlines()[-1])
+            phases = "  ".join(f"{key} {value:.1f}" for key, value in row.get("phases", {}).items())
+            print(f"{name:15} {row['seconds']:6.1f} s  {row['peak_bytes'] / 2**30:5.2f} GiB  {phases}", flush=True)
+    if "trl" in figures:
+        figures["ratios"] = {
+            name: {
+                "speed": figures["trl"]["seconds"] / figures[name]["seconds"],
+                "memory": figures[name]["peak_bytes"] / figures["trl"]["peak_bytes"],
+            }
+            for name in arguments.only
+            if not name.startswith("trl")
+        }
+        print("ratios", json.dumps(figures["ratios"], indent=2))
+    if "adapter" in figures:
+        figures["flop_fraction"] = figures["adapter"]["flop_fraction"]
+        print(f"update phase at {figures['flop_fraction']:.0%} of the rate of a 2048³ matrix product")
+    figures["machine"] = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as stream:
+            json.dump(figures, stream, indent=2)
+
+
+if __name__ == "__main__":
+    main()

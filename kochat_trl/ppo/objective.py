@@ -1,0 +1,155 @@
+"""The mathematics of PPO for language models, as pure functions.
+
+A response is a trajectory: the state is the prompt and the tokens so far, the action is the next token. Tensors are
+(b, t) for b responses of at most t tokens, float; a `mask` of that shape is True on the tokens of a response, and what
+stands where it is False changes nothing, not even if it is NaN. log-probabilities and KL are in nats.
+
+In the order of the loop:
+
+    log π, log π_ref  →  kl_estimate  →  token_rewards  →  gae  →  whiten  →  policy_losses, value_losses
+
+Papers: [PPO] Schulman et al. 2017, 1707.06347. [GAE] Schulman et al. 2015, 1506.02438. [Z] Ziegler et al. 2019,
+1909.08593. [KL] Schulman 2020, joschu.net/blog/kl-approx.html. [I] Ouyang et al. 2022 (InstructGPT), 2203.02155.
+The defaults are those of TRL 1.12's PPOConfig.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+KLEstimator = Literal["k1", "k2", "k3"]
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of `values` where `mask` is True: a scalar."""
+    return torch.where(mask, values, 0).sum() / mask.sum()
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator = "k1") -> Tensor:
+    """KL(π ‖ π_ref) of each token, estimated from the sampled token alone, (b, t).  [KL]
+
+    With d = log π − log π_ref: k1 = d, unbiased; k2 = d²/2, biased, low variance; k3 = e^(−d) − 1 + d, unbiased and
+    never negative.
+    """
+    d = logprobs - ref_logprobs
+    if estimator == "k1":
+        return d
+    if estimator == "k2":
+        return d**2 / 2
+    return torch.exp(-d) - 1 + d
+
+
+def next_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, episodes: int) -> float:
+    """The KL coefficient of the next update, after `episodes` responses of mean KL `kl` a response.  [Z] eq. 4
+
+    A proportional controller: e = clip(kl/target − 1, −0.2, 0.2); β ← β · (1 + e · episodes/horizon).
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * episodes / horizon)
+
+
+@dataclass
+class RunningMoments:
+    """Count, mean and sum of squared deviations of all numbers seen so far (Chan, Golub and LeVeque 1979)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, values: Tensor) -> None:
+        values = values.double()
+        count, mean = values.numel(), values.mean().item()
+        shift, total = mean - self.mean, self.count + values.numel()
+        self.squares += (values - mean).square().sum().item() + shift**2 * self.count * count / total
+        self.mean += shift * count / total
+        self.count = total
+
+    def normalize(self, values: Tensor) -> Tensor:
+        """`values` with the mean and the unbiased standard deviation of all numbers seen; as they are before two."""
+        if self.count < 2:
+            return values
+        return (values - self.mean) / ((self.squares / (self.count - 1)) ** 0.5 + 1e-8)
+
+
+def final_scores(
+    scores: Tensor, ended: Tensor, missing_eos_penalty: float | None = None, clip: float | None = None
+) -> Tensor:
+    """What the responses earn, (b,): the reward model's `scores`, clipped to ±`clip`, and less the penalty for a
+    response that didn't end itself (`ended` is False)."""
+    if clip is not None:
+        scores = scores.clamp(-clip, clip)
+    return scores - (missing_eos_penalty or 0.0) * (~ended).to(scores.dtype)
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float, end: Tensor | None = None) -> Tensor:
+    """The reward of each token, (b, t): −kl_coef · kl, and the score (b,) on top at the last one.  [Z] eq. 2
+
+    `end` (b,) is the column of the score. By default it is the last token of the response, which is `</s>` where the
+    response ended; TRL puts it one after that.
+    """
+    if end is None:
+        end = mask.sum(1) - 1
+    rewards = torch.where(mask, -kl_coef * kl, 0)
+    return rewards.scatter_add(1, end[:, None], scores[:, None].to(rewards.dtype))
+
+
+def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """`values` scaled to variance 1 (unbiased) over the True of `mask`, and to mean 0 if `shift_mean`; 0 elsewhere."""
+    values = torch.where(mask, values, 0)
+    mean = masked_mean(values, mask)
+    count = mask.sum()
+    variance = masked_mean((values - mean) ** 2, mask) * count / (count - 1).clamp(min=1)
+    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return torch.where(mask, whitened if shift_mean else whitened + mean, 0)
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
+    """Advantages and returns, both (b, t).  [GAE] eq. 16, [PPO] eq. 11 and 12
+
+    `values[:, t]` is V of the state in which token t is chosen; after the last token it is 0, as the episode is over.
+
+        δ_t = r_t + γ V_{t+1} − V_t        A_t = δ_t + γλ A_{t+1}        R_t = A_t + V_t
+    """
+    rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
+    next_value = next_advantage = torch.zeros_like(values[:, 0])
+    advantages = torch.zeros_like(values)
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = advantages[:, t] = delta + gamma * lam * next_advantage
+        next_value = values[:, t]
+    return advantages, advantages + values
+
+
+def policy_losses(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float = 0.2
+) -> tuple[Tensor, Tensor]:
+    """The clipped surrogate of each token, (b, t), to be minimised, and where the clip binds.  [PPO] eq. 7
+
+    ρ = π/π_old;  −min(ρA, clip(ρ, 1 − ε, 1 + ε)A).  0 and False under the mask.
+    """
+    ratio = torch.exp(torch.where(mask, logprobs - old_logprobs, 0))
+    advantages = torch.where(mask, advantages, 0)
+    free = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    return torch.max(free, clipped), clipped > free
+
+
+def value_losses(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float = 0.2
+) -> tuple[Tensor, Tensor]:
+    """The clipped squared error of each value, (b, t), and where the clip binds.  [PPO] eq. 9, clipped as in [Z]'s code
+
+    ½ max((V − R)², (clip(V, V_old − ε, V_old + ε) − R)²).  0 and False under the mask.
+    """
+    values = torch.where(mask, values, 0)
+    old_values, returns = torch.where(mask, old_values, 0), torch.where(mask, returns, 0)
+    near = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
+    free, clipped = (values - returns) ** 2, (near - returns) ** 2
+    return 0.5 * torch.max(free, clipped), clipped > free
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """The entropy of softmax(`logits`) over the last dimension: log Σe^z − Σ p·z."""
+    return torch.logsumexp(logits, -1) - (logits.softmax(-1) * logits).sum(-1)

@@ -1,0 +1,236 @@
+"""A rollout: prompts → responses, and what the four models say of them.
+
+Everything is counted by lengths, never by token ids, so a padding token in a response is a token like any other.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from .adapters import Role, Roles
+from .logprobs import token_logprobs
+
+NO_PADDING_ID = 0  # what stands under the mask; any id does
+
+
+def seed_of(*parts: object) -> int:
+    """A seed for a random generator, from what it is for: (seed, update, prompt), say. The same on every machine."""
+    return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()) >> 1
+
+
+@torch.no_grad()
+def sample_responses(
+    policy: Role,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    response_length: int,
+    temperature: float,
+    stop_token_id: int | None,
+    batch_size: int,
+) -> list[list[int]]:
+    """Sample a response to each prompt (token ids) from softmax(logits / temperature), the whole of it.
+
+    A response ends after `stop_token_id`, which is part of it, or at `response_length` tokens. Each has a generator of
+    its own, seeded by `seeds`, so it doesn't depend on the rows beside it (beyond rounding of the logits). Prompts of
+    like length go together, `batch_size` at a time, and a row that is finished leaves the batch.
+    """
+    responses: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    with policy.merged(), _without_checkpointing(policy.backbone):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            for row, response in zip(
+                rows,
+                _sample_batch(
+                    policy,
+                    [prompts[row] for row in rows],
+                    torch.stack([_uniform(seeds[row], response_length) for row in rows]),
+                    temperature,
+                    stop_token_id,
+                ),
+                strict=True,
+            ):
+                responses[row] = response
+    return responses
+
+
+def _sample_batch(
+    policy: Role,
+    prompts: Sequence[Sequence[int]],
+    uniform: Tensor,
+    temperature: float,
+    stop_token_id: int | None,
+) -> list[list[int]]:
+    device = policy.backbone.device
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), NO_PADDING_ID)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    ids, mask, uniform = ids.to(device), mask.to(device), uniform.to(device)
+    cache = DynamicCache(config=policy.backbone.config)
+    responses: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # those that are still going
+    for step in range(uniform.shape[1]):
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = policy.backbone(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        logits = policy.head(output.last_hidden_state[:, -1]).float() / temperature
+        # The token where the running sum of probabilities passes a uniform number.
+        running = logits.softmax(-1).double().cumsum(-1)
+        tokens = torch.searchsorted(running, uniform[rows, step, None] * running[:, -1:], right=True)
+        tokens = tokens.clamp(max=logits.shape[-1] - 1)
+        chosen = tokens.squeeze(1).tolist()
+        for row, token in zip(rows, chosen, strict=True):
+            responses[row].append(token)
+        going = [i for i, token in enumerate(chosen) if token != stop_token_id]
+        if not going:
+            break
+        ids, mask = tokens, torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
+        if len(going) < len(rows):
+            keep = torch.tensor(going, device=device)
+            ids, mask, rows = ids[keep], mask[keep], [rows[i] for i in going]
+            cache.batch_select_indices(keep)
+    return responses
+
+
+def _uniform(seed: int, count: int) -> Tensor:
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@contextmanager
+def _without_checkpointing(backbone: nn.Module) -> Iterator[None]:
+    """Switch gradient checkpointing off, under which transformers keeps no cache of keys and values."""
+    layers = [m for m in backbone.modules() if getattr(m, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.gradient_checkpointing = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True  # type: ignore[assignment]
+
+
+@dataclass
+class Rollout:
+    """b prompts with their responses of at most t tokens; the tensors of `score_rollout` are filled in later.
+
+    `tokens` (b, t) are the responses; `mask` is True on them. `value_mask` is True on the states whose value counts:
+    the same, or one more each with `score_after_eos`. `ended` (b,) is whether a response ended itself.
+    """
+
+    prompts: list[list[int]]
+    responses: list[list[int]]
+    tokens: Tensor
+    mask: Tensor
+    value_mask: Tensor
+    ended: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        prompts: list[list[int]],
+        responses: list[list[int]],
+        response_length: int,
+        stop_token_id: int | None,
+        score_after_eos: bool,
+        device: Any,
+    ) -> "Rollout":
+        lengths = torch.tensor([len(response) for response in responses])
+        width = min(int(lengths.max()) + score_after_eos, response_length)
+        columns = torch.arange(width)
+        tokens = torch.full((len(responses), width), NO_PADDING_ID)
+        for row, response in enumerate(responses):
+            tokens[row, : len(response)] = torch.tensor(response)
+        mask = columns < lengths[:, None]
+        value_mask = columns < lengths[:, None] + score_after_eos
+        ended = torch.tensor([response[-1] == stop_token_id for response in responses])
+        tensors = (tensor.to(device) for tensor in (tokens, mask, value_mask, ended))
+        return cls(prompts, responses, *tensors)
+
+    def micro_batch(self, rows: Sequence[int]) -> "MicroBatch":
+        """Prompts and responses of some rows, joined, and padded on the right to the longest."""
+        texts = [self.prompts[row] + self.responses[row] for row in rows]
+        width = max(map(len, texts))
+        input_ids = torch.full((len(rows), width), NO_PADDING_ID)
+        attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for i, text in enumerate(texts):
+            input_ids[i, : len(text)] = torch.tensor(text)
+            attention_mask[i, : len(text)] = 1
+        device = self.tokens.device
+        return MicroBatch(
+            torch.tensor(rows, device=device),
+            input_ids.to(device),
+            attention_mask.to(device),
+            torch.tensor([len(self.prompts[row]) - 1 for row in rows], device=device),
+        )
+
+
+@dataclass
+class MicroBatch:
+    """Rows of a rollout that go through a model together.
+
+    `rows` (m,) are their places in it; `input_ids` and `attention_mask` are (m, length), padded on the right; `starts`
+    (m,) is the position of each prompt's last token, whose hidden state the first token of the response is drawn from.
+    """
+
+    rows: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    starts: Tensor
+
+    def hidden(self, role: Role) -> Tensor:
+        return role.hidden(self.input_ids, self.attention_mask)
+
+    def states(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """The hidden states that belong to the True of `mask` (m, t), a row for each: column t is the state in which
+        token t of the response is chosen."""
+        row, column = mask.nonzero(as_tuple=True)
+        return hidden[row, self.starts[row] + column]
+
+    def last_states(self, hidden: Tensor) -> Tensor:
+        """The hidden state at the last token of each row, (m, hidden_size)."""
+        return hidden[torch.arange(len(hidden), device=hidden.device), self.attention_mask.sum(1) - 1]
+
+
+@torch.no_grad()
+def score_rollout(
+    roles: Roles, rollout: Rollout, batches: Sequence[MicroBatch], temperature: float, value_dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """`logprobs`, `ref_logprobs` and `values`, (b, t), and `scores`, (b,), of the rows in `batches`; 0 elsewhere."""
+    shape, device = rollout.mask.shape, rollout.tokens.device
+    found = {name: torch.zeros(shape, device=device) for name in ("logprobs", "ref_logprobs", "values")}
+    found["scores"] = torch.zeros(shape[0], device=device)
+    found = {name: tensor.to(value_dtype) for name, tensor in found.items()}
+    for batch in batches:
+        rows, mask, value_mask = batch.rows, rollout.mask[batch.rows], rollout.value_mask[batch.rows]
+        tokens = rollout.tokens[rows][mask]
+        for name, role in {"logprobs": roles.policy, "ref_logprobs": roles.reference}.items():
+            with role.active():
+                hidden = batch.hidden(role)
+                flat, _ = token_logprobs(role.head, batch.states(hidden, mask), tokens, temperature)
+                found[name][rows] = spread(flat, mask, value_dtype)
+                if roles.value_reads_policy and name == "logprobs":
+                    flat = roles.value.head(batch.states(hidden, value_mask)).squeeze(-1)
+                    found["values"][rows] = spread(flat, value_mask, value_dtype)
+        if not roles.value_reads_policy:
+            with roles.value.active():
+                flat = roles.value.head(batch.states(batch.hidden(roles.value), value_mask)).squeeze(-1)
+                found["values"][rows] = spread(flat, value_mask, value_dtype)
+        with roles.reward.active():
+            last = batch.last_states(batch.hidden(roles.reward))
+            found["scores"][rows] = roles.reward.head(last).squeeze(-1).to(value_dtype)
+    return found
+
+
+def spread(flat: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers of `flat` in the True of `mask`, in order; 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_scatter(mask, flat.to(dtype))

@@ -1,0 +1,546 @@
+"""PPO's formulas against arithmetic by hand, float64 loops over plain numbers, and the lines of TRL's PPOTrainer."""
+
+from math import exp, log
+
+from kochat_trl.ppo.objective import (
+    RunningMoments,
+    entropy,
+    final_scores,
+    gae,
+    kl_estimate,
+    masked_mean,
+    next_kl_coef,
+    policy_losses,
+    token_rewards,
+    value_losses,
+    whiten,
+)
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from trl.experimental.ppo import ppo_trainer as trl
+
+LN2 = 0.6931471805599453
+LENGTHS = (5, 1, 3, 7)  # the longest fills its row
+POISONS = [float("nan"), float("inf"), -float("inf"), 1e30]
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def table(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def mask_of(lengths, width):
+    return torch.arange(width) < torch.tensor(lengths)[:, None]
+
+
+MASK = mask_of(LENGTHS, 7)
+
+
+def same(ours, expected, **tolerance):
+    tolerance = tolerance or {"rtol": 1e-12, "atol": 1e-13}
+    if not isinstance(expected, tuple):
+        expected = torch.as_tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(ours, expected, **tolerance)
+
+
+# Means and whitening.
+
+
+def test_masked_mean_by_hand():
+    values, mask = table([1, 2, 90], [6, 90, 90]), mask_of((2, 1), 3)
+    assert masked_mean(values, mask).item() == 3.0  # (1 + 2 + 6)/3
+    values = random(4, 7)
+    same(masked_mean(values, MASK), trl.masked_mean(values, MASK))
+
+
+def test_whiten_by_hand():
+    """1, 3, 5: mean 3, variance (4 + 0 + 4)/2 = 4."""
+    values, mask = table([1, 3, 90], [5, 90, 90]), mask_of((2, 1), 3)
+    same(whiten(values, mask), table([-1, 0, 0], [1, 0, 0]), rtol=1e-8, atol=1e-8)
+    same(whiten(values, mask, shift_mean=False), table([2, 3, 0], [4, 0, 0]), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("shift_mean", [True, False])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])  # at 1e-4, the 1e-8 inside the root is as large as the variance
+def test_whiten_equals_trl(scale, shift_mean):
+    values = scale * (random(4, 7) + 2)
+    ours, theirs = whiten(values, MASK, shift_mean), trl.masked_whiten(values, MASK, shift_mean)
+    same(ours, theirs.masked_fill(~MASK, 0), rtol=1e-7, atol=1e-7)  # TRL divides the counts in float32
+
+
+def test_whitened_values_have_mean_0_and_variance_1():
+    values = 3 * random(4, 7) + 5
+    whitened = whiten(values, MASK)
+    same(whitened[MASK].mean(), 0)
+    same(whitened[MASK].var(), 1, rtol=1e-8, atol=0)
+    same(whiten(values, MASK, shift_mean=False)[MASK].mean(), values[MASK].mean())
+    assert (whitened[~MASK] == 0).all()
+
+
+# KL.
+
+
+def test_kl_estimates_by_hand():
+    """π = 1/2, π_ref = 1/4: d = ln 2; and the other way round: d = −ln 2."""
+    logprobs, ref_logprobs = table([log(1 / 2), log(1 / 4)]), table([log(1 / 4), log(1 / 2)])
+    same(kl_estimate(logprobs, ref_logprobs), table([LN2, -LN2]))
+    same(kl_estimate(logprobs, ref_logprobs, "k1"), table([LN2, -LN2]))
+    same(kl_estimate(logprobs, ref_logprobs, "k2"), table([LN2**2 / 2, LN2**2 / 2]))
+    same(kl_estimate(logprobs, ref_logprobs, "k3"), table([1 / 2 - 1 + LN2, 2 - 1 - LN2]))
+
+
+def expectation(logits, ref_logits, estimator):
+    """E_π of the estimate, every token of the vocabulary weighed by its chance, and the exact KL(π ‖ π_ref)."""
+    logprobs, ref_logprobs = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    estimates = kl_estimate(logprobs, ref_logprobs, estimator)
+    exact = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=logits), torch.distributions.Categorical(logits=ref_logits)
+    )
+    return (logprobs.exp() * estimates).sum(-1), exact
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_k1_and_k3_are_unbiased(estimator):
+    mean, exact = expectation(2 * random(20, 6), 2 * random(20, 6, seed=1), estimator)
+    assert exact.min() > 0.1
+    same(mean, exact)
+
+
+def test_k2_agrees_for_close_distributions_only():
+    """E[k2]/KL − 1 shrinks in proportion to the distance."""
+    logits, direction = random(20, 6), random(20, 6, seed=1)
+    errors = []
+    for distance in (1e-2, 1e-3, 1e-4):
+        mean, exact = expectation(logits, logits + distance * direction, "k2")
+        errors.append((mean / exact - 1).abs().max().item() / distance)
+    assert min(errors) > 0.1
+    assert max(errors) < 1.1 * min(errors) < 2
+    mean, exact = expectation(logits, logits + 3 * direction, "k2")
+    assert (mean / exact - 1).abs().max() > 0.5
+
+
+def test_k2_and_k3_are_never_negative():
+    logprobs, ref_logprobs = random(50, 20), random(50, 20, seed=1)
+    assert kl_estimate(logprobs, ref_logprobs, "k1").min() < 0
+    assert kl_estimate(logprobs, ref_logprobs, "k2").min() >= 0
+    assert kl_estimate(logprobs, ref_logprobs, "k3").min() >= 0
+    for estimator in ("k1", "k2", "k3"):
+        assert (kl_estimate(logprobs, logprobs, estimator) == 0).all()
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_gradcheck_of_kl(estimator):
+    inputs = [random(2, 3).requires_grad_(), random(2, 3, seed=1).requires_grad_()]
+    assert gradcheck(lambda *x: kl_estimate(*x, estimator), inputs)
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [
+        (6.0, 0.2),  # on target
+        (6.6, 0.2 * 1.00064),  # 1 + 0.1 · 64/10000
+        (5.4, 0.2 * 0.99936),
+        (7.2, 0.2 * 1.00128),  # 1 + 0.2 · 64/10000, where the clip begins
+        (60.0, 0.2 * 1.00128),
+        (4.8, 0.2 * 0.99872),
+        (0.0, 0.2 * 0.99872),
+        (-3.0, 0.2 * 0.99872),
+    ],
+)
+def test_next_kl_coef_by_hand(kl, expected):
+    assert next_kl_coef(0.2, kl, target=6.0, horizon=10_000, episodes=64) == pytest.approx(expected, rel=1e-14)
+
+
+# Scores and rewards.
+
+
+def test_running_moments_are_those_of_all_numbers():
+    """Batches of many sizes and means, one number among them, far from 0: squares alone would cancel."""
+    batches = [1e6 + 10 * i + random(size, seed=i) for i, size in enumerate((1, 5, 64, 1, 33))]
+    moments = RunningMoments()
+    for n, batch in enumerate(batches):
+        moments.add(batch)
+        seen = torch.cat(batches[: n + 1])
+        assert moments.count == len(seen)
+        assert moments.mean == pytest.approx(seen.mean().item(), rel=1e-14)
+        if len(seen) > 1:
+            same(moments.normalize(batch), (batch - seen.mean()) / (seen.std() + 1e-8), rtol=1e-8, atol=1e-8)
+
+
+def test_running_moments_by_hand():
+    """1, 2, 6: mean 3, variance (4 + 1 + 9)/2 = 7."""
+    moments = RunningMoments()
+    moments.add(torch.tensor([1.0, 2.0]))
+    moments.add(torch.tensor([6.0]))
+    assert (moments.count, moments.mean, moments.squares) == (3, pytest.approx(3), pytest.approx(14))
+    same(moments.normalize(table([3, 10])), table([0, 7 / 7**0.5]), rtol=1e-8, atol=0)
+    moments.normalize(torch.tensor([100.0]))
+    assert moments.count == 3  # to normalize is not to add
+
+
+def test_running_moments_keep_the_precision_of_float32_scores():
+    scores = (1000 + random(500)).float()
+    moments = RunningMoments()
+    for batch in scores.split(7):
+        moments.add(batch)
+    exact = scores.double()
+    assert moments.mean == pytest.approx(exact.mean().item(), rel=1e-12)
+    assert (moments.squares / 499) ** 0.5 == pytest.approx(exact.std().item(), rel=1e-9)
+
+
+def test_scores_stay_as_they_are_until_two_are_seen():
+    moments, scores = RunningMoments(), torch.tensor([3.0, -1.0])
+    assert torch.equal(moments.normalize(scores), scores)
+    moments.add(torch.tensor([7.0]))
+    assert torch.equal(moments.normalize(scores), scores)
+    moments.add(torch.tensor([7.0]))
+    assert torch.equal(moments.normalize(torch.tensor([7.0])), torch.zeros(1))  # deviation 0, and no division by it
+
+
+@pytest.mark.parametrize(
+    ("penalty", "clip", "expected"),
+    [
+        (None, None, [3, -5, 1, -0.5]),
+        (0.0, None, [3, -5, 1, -0.5]),
+        (1.0, None, [3, -6, 0, -0.5]),
+        (None, 2.0, [2, -2, 1, -0.5]),
+        (1.0, 2.0, [2, -3, 0, -0.5]),  # the penalty is not clipped away
+    ],
+)
+def test_final_scores_by_hand(penalty, clip, expected):
+    scores, ended = table(3, -5, 1, -0.5), torch.tensor([True, False, False, True])
+    assert final_scores(scores, ended, penalty, clip).tolist() == expected
+    assert scores.tolist() == [3, -5, 1, -0.5]
+
+
+def test_token_rewards_by_hand():
+    kl, mask, scores = table([1, 2, 90, 90], [4, 90, 90, 90], [1, 1, 1, 1]), mask_of((2, 1, 4), 4), table(10, 20, 30)
+    expected = table([-0.5, -1 + 10, 0, 0], [-2 + 20, 0, 0, 0], [-0.5, -0.5, -0.5, -0.5 + 30])
+    assert torch.equal(token_rewards(scores, kl, mask, 0.5), expected)
+    assert torch.equal(token_rewards(scores.float(), kl, mask, 0.5), expected)
+
+
+def test_the_score_can_stand_one_slot_later():
+    """As in TRL, where the row is wide enough."""
+    kl, mask, scores = table([1, 2, 90, 90], [4, 90, 90, 90], [1, 1, 1, 1]), mask_of((2, 1, 4), 4), table(10, 20, 30)
+    rewards = token_rewards(scores, kl, mask, 0.5, end=torch.tensor([2, 1, 3]))
+    assert torch.equal(rewards, table([-0.5, -1, 10, 0], [-2, 20, 0, 0], [-0.5, -0.5, -0.5, -0.5 + 30]))
+
+
+# Advantages.
+
+
+def naive_gae(rewards, values, lengths, gamma, lam):
+    """A_t = Σ_l (γλ)^l δ_{t+l}, response by response, on plain numbers."""
+    advantages = torch.zeros_like(values)
+    for row, length in enumerate(lengths):
+        r, v = rewards[row].tolist()[:length], [*values[row].tolist()[:length], 0.0]
+        deltas = [r[t] + gamma * v[t + 1] - v[t] for t in range(length)]
+        for t in range(length):
+            advantages[row, t] = sum((gamma * lam) ** (n - t) * deltas[n] for n in range(t, length))
+    return advantages
+
+
+def test_gae_by_hand():
+    """γ = 1/2, λ = 1/2. δ = 1 + 4/2 − 2 = 1,  3 + 8/2 − 4 = 3,  5 − 8 = −3;  A = 1 + 2.25/4,  3 − 3/4,  −3."""
+    rewards, values = table([1, 3, 5], [7, 90, 90]), table([2, 4, 8], [6, 90, 90])
+    advantages, returns = gae(rewards, values, mask_of((3, 1), 3), gamma=0.5, lam=0.5)
+    same(advantages, table([1.5625, 2.25, -3], [1, 0, 0]))
+    same(returns, table([3.5625, 6.25, 5], [7, 0, 0]))
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.0])
+@pytest.mark.parametrize("lam", [1.0, 0.95, 0.5, 0.0])
+def test_gae_equals_its_definition(gamma, lam):
+    rewards, values = random(4, 7), random(4, 7, seed=1)
+    expected = naive_gae(rewards, values, LENGTHS, gamma, lam)
+    same(gae(rewards, values, MASK, gamma, lam), (expected, expected + values * MASK))
+
+
+def test_defaults_of_gae():
+    rewards, values = random(4, 7), random(4, 7, seed=1)
+    same(gae(rewards, values, MASK)[0], naive_gae(rewards, values, LENGTHS, 1.0, 0.95))
+
+
+def test_lambda_1_gives_the_sum_of_future_rewards():
+    rewards, values = random(4, 7), random(4, 7, seed=1)
+    _, returns = gae(rewards, values, MASK, gamma=1.0, lam=1.0)
+    to_go = (rewards * MASK).flip(1).cumsum(1).flip(1)
+    same(returns, to_go * MASK)
+
+
+def test_lambda_0_gives_the_temporal_difference():
+    rewards, values = random(4, 7), random(4, 7, seed=1)
+    advantages, _ = gae(rewards, values, MASK, gamma=0.9, lam=0.0)
+    for row, length in enumerate(LENGTHS):
+        v = values[row, :length]
+        same(advantages[row, :length], rewards[row, :length] + 0.9 * torch.cat([v[1:], v.new_zeros(1)]) - v)
+
+
+def test_a_true_value_function_has_no_advantages():
+    """V_t = Σ γ^n r_{t+n}: nothing is left to learn, whatever λ."""
+    rewards, values = random(1, 6), torch.zeros(1, 6, dtype=torch.float64)
+    for t in reversed(range(6)):
+        values[0, t] = rewards[0, t] + (0.9 * values[0, t + 1] if t < 5 else 0)
+    advantages, returns = gae(rewards, values, torch.ones(1, 6, dtype=torch.bool), gamma=0.9, lam=0.7)
+    same(advantages, torch.zeros(1, 6))
+    same(returns, values)
+
+
+def test_padding_and_the_other_responses_change_no_advantage():
+    rewards, values = random(4, 7), random(4, 7, seed=1)
+    together = gae(rewards, values, MASK, 0.9, 0.8)
+    for row, length in enumerate(LENGTHS):
+        part = (slice(row, row + 1), slice(0, length))
+        alone = gae(rewards[part], values[part], torch.ones(1, length, dtype=torch.bool), 0.9, 0.8)
+        for ours, expected in zip(together, alone, strict=True):
+            assert torch.equal(ours[part], expected)
+
+
+def test_gradcheck_of_gae():
+    inputs = [random(2, 3).requires_grad_(), random(2, 3, seed=1).requires_grad_()]
+    assert gradcheck(lambda *x: gae(*x, mask_of((3, 1), 3), 0.9, 0.8), inputs)
+
+
+def trl_steps_4_to_6(logprobs, ref_logprobs, values, scores, sequence_lengths, args):
+    """Transcribed from PPOTrainer.train of TRL 1.12. `sequence_lengths` holds the index of the last token."""
+    response_idxs = torch.arange(logprobs.shape[1]).repeat(logprobs.shape[0], 1)
+    padding_mask = response_idxs > sequence_lengths.unsqueeze(1)
+    logprobs = torch.masked_fill(logprobs, padding_mask, trl.INVALID_LOGPROB)
+    ref_logprobs = torch.masked_fill(ref_logprobs, padding_mask, trl.INVALID_LOGPROB)
+    sequence_lengths_p1 = sequence_lengths + 1
+    padding_mask_p1 = response_idxs > (sequence_lengths_p1.unsqueeze(1))
+    values = torch.masked_fill(values, padding_mask_p1, 0)
+    logr = ref_logprobs - logprobs
+    kl = -logr if args["kl_estimator"] == "k1" else (logr.exp() - 1) - logr
+    rewards = (-args["kl_coef"] * kl).clone()
+    actual_start = torch.arange(rewards.size(0))
+    actual_end = torch.where(sequence_lengths_p1 < rewards.size(1), sequence_lengths_p1, sequence_lengths)
+    rewards[actual_start, actual_end] += scores
+    if args["whiten_rewards"]:
+        rewards = trl.masked_whiten(rewards, mask=~padding_mask_p1, shift_mean=False)
+        rewards = torch.masked_fill(rewards, padding_mask_p1, 0)
+    lastgaelam = 0
+    advantages_reversed = []
+    gen_length = logprobs.shape[1]
+    for t in reversed(range(gen_length)):
+        nextvalues = values[:, t + 1] if t < gen_length - 1 else 0.0
+        delta = rewards[:, t] + args["gamma"] * nextvalues - values[:, t]
+        lastgaelam = delta + args["gamma"] * args["lam"] * lastgaelam
+        advantages_reversed.append(lastgaelam)
+    advantages = torch.stack(advantages_reversed[::-1], axis=1)
+    returns = advantages + values
+    advantages = trl.masked_whiten(advantages, ~padding_mask)
+    return torch.masked_fill(advantages, padding_mask, 0), returns
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+@pytest.mark.parametrize("whiten_rewards", [False, True])
+def test_from_logprobs_to_advantages_as_in_trl(estimator, whiten_rewards):
+    logprobs, ref_logprobs, values = (random(4, 7, seed=seed) for seed in range(3))
+    scores, last = random(4, seed=3), torch.tensor(LENGTHS) - 1
+    args = {"kl_coef": 0.05, "gamma": 0.99, "lam": 0.95, "kl_estimator": estimator, "whiten_rewards": whiten_rewards}
+    expected = trl_steps_4_to_6(logprobs, ref_logprobs, values, scores, last, args)
+
+    end = (last + 1).clamp(max=6)
+    value_mask = mask_of((end + 1).tolist(), 7)
+    rewards = token_rewards(scores, kl_estimate(logprobs, ref_logprobs, estimator), MASK, 0.05, end)
+    if whiten_rewards:
+        rewards = whiten(rewards, value_mask, shift_mean=False)
+    advantages, returns = gae(rewards, values, value_mask, 0.99, 0.95)
+    same((whiten(advantages, MASK), returns), expected, rtol=1e-6, atol=1e-7)
+
+
+# Losses.
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "clips", "gradient"),
+    [
+        (1.5, 1.0, -1.2, True, 0.0),  # likelier and good: enough
+        (1.5, -1.0, 1.5, False, 1.5),  # likelier and bad: back, however far
+        (0.5, 1.0, -0.5, False, -0.5),
+        (0.5, -1.0, 0.8, True, 0.0),
+        (1.1, 2.0, -2.2, False, -2.2),
+        (0.9, -2.0, 1.8, False, 1.8),
+        (1.0, 3.0, -3.0, False, -3.0),
+        (1.0, -3.0, 3.0, False, 3.0),
+        (1.25, 2.0, -2.4, True, 0.0),
+        (0.75, -2.0, 1.6, True, 0.0),
+        (5.0, 0.0, 0.0, False, 0.0),
+    ],
+)
+def test_policy_loss_by_hand(ratio, advantage, loss, clips, gradient):
+    """ε = 0.2, the default. d/d log π of −ρA is −ρA, and exactly 0 where the clip binds."""
+    old = table([-1.0])
+    logprobs = (old + log(ratio)).requires_grad_()
+    losses, clipped = policy_losses(logprobs, old, table([advantage]), torch.tensor([[True]]))
+    (found,) = torch.autograd.grad(losses.sum(), logprobs)
+    assert losses.item() == pytest.approx(loss, rel=1e-14)
+    assert clipped.item() is clips
+    assert found.item() == (pytest.approx(gradient, rel=1e-14) if gradient else 0.0)
+
+
+@pytest.mark.parametrize("cliprange", [0.1, 0.2, 0.5])
+def test_policy_losses_equal_the_loop(cliprange):
+    logprobs, old_logprobs, advantages = (random(20, 7, seed=seed) for seed in range(3))
+    losses, clipped = policy_losses(logprobs, old_logprobs, advantages, mask_of(LENGTHS * 5, 7), cliprange)
+    seen = set()
+    for row, length in enumerate(LENGTHS * 5):
+        assert (losses[row, length:] == 0).all()
+        assert not clipped[row, length:].any()
+        for t in range(length):
+            ratio, a = exp(logprobs[row, t].item() - old_logprobs[row, t].item()), advantages[row, t].item()
+            bounded = min(max(ratio, 1 - cliprange), 1 + cliprange)
+            assert losses[row, t].item() == pytest.approx(-min(ratio * a, bounded * a), rel=1e-12)
+            assert clipped[row, t].item() is (bounded * a < ratio * a)
+            seen.add((a > 0, clipped[row, t].item()))
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize(
+    ("value", "old", "target", "loss", "clips", "gradient"),
+    [
+        (1.5, 1.0, 1.0, 0.125, False, 0.5),  # 0.5²/2, and 0.2²/2 at the clip
+        (1.5, 1.0, 2.0, 0.32, True, 0.0),  # 0.5²/2, and 0.8²/2 at the clip
+        (0.5, 1.0, 1.0, 0.125, False, -0.5),
+        (0.5, 1.0, 0.0, 0.32, True, 0.0),
+        (2.0, 1.0, 2.0, 0.32, True, 0.0),  # on the target, and still
+        (1.1, 1.0, 3.0, 1.805, False, -1.9),
+        (0.9, 1.0, -1.0, 1.805, False, 1.9),
+        (1.0, 1.0, 1.0, 0.0, False, 0.0),
+    ],
+)
+def test_value_loss_by_hand(value, old, target, loss, clips, gradient):
+    """ε = 0.2, the default. The gradient is V − R, and exactly 0 where the clip binds."""
+    values = table([value]).requires_grad_()
+    losses, clipped = value_losses(values, table([old]), table([target]), torch.tensor([[True]]))
+    (found,) = torch.autograd.grad(losses.sum(), values)
+    assert losses.item() == pytest.approx(loss, rel=1e-14)
+    assert clipped.item() is clips
+    assert found.item() == (pytest.approx(gradient, rel=1e-14) if gradient else 0.0)
+
+
+@pytest.mark.parametrize("cliprange", [0.1, 0.2, 0.5])
+def test_value_losses_equal_the_loop(cliprange):
+    values, old_values, returns = (random(4, 7, seed=seed) for seed in range(3))
+    losses, clipped = value_losses(values, old_values, returns, MASK, cliprange)
+    for row, length in enumerate(LENGTHS):
+        assert (losses[row, length:] == 0).all()
+        assert not clipped[row, length:].any()
+        for t in range(length):
+            v, old, target = (x[row, t].item() for x in (values, old_values, returns))
+            near = min(max(v, old - cliprange), old + cliprange)
+            assert losses[row, t].item() == pytest.approx(max((v - target) ** 2, (near - target) ** 2) / 2, rel=1e-12)
+            assert clipped[row, t].item() is ((near - target) ** 2 > (v - target) ** 2)
+
+
+def trl_losses(new_logprobs, mb_logprobs, mb_advantage, vpred, mb_values, mb_return, padding_mask, args):
+    """Transcribed from PPOTrainer.train of TRL 1.12, with one padding mask for the tokens and the values."""
+    vpred = torch.masked_fill(vpred, padding_mask, 0)
+    vpredclipped = torch.clamp(vpred, mb_values - args["cliprange_value"], mb_values + args["cliprange_value"])
+    vf_losses1 = torch.square(vpred - mb_return)
+    vf_losses2 = torch.square(vpredclipped - mb_return)
+    vf_loss_max = torch.max(vf_losses1, vf_losses2)
+    vf_loss = 0.5 * trl.masked_mean(vf_loss_max, ~padding_mask)
+    vf_clipfrac = trl.masked_mean((vf_losses2 > vf_losses1).double(), ~padding_mask)
+    new_logprobs = torch.masked_fill(new_logprobs, padding_mask, trl.INVALID_LOGPROB)
+    ratio = torch.exp(new_logprobs - mb_logprobs)
+    pg_losses = -mb_advantage * ratio
+    pg_losses2 = -mb_advantage * torch.clamp(ratio, 1.0 - args["cliprange"], 1.0 + args["cliprange"])
+    pg_loss_max = torch.max(pg_losses, pg_losses2)
+    pg_loss = trl.masked_mean(pg_loss_max, ~padding_mask)
+    pg_clipfrac = trl.masked_mean((pg_losses2 > pg_losses).double(), ~padding_mask)
+    return pg_loss, vf_loss, pg_clipfrac, vf_clipfrac
+
+
+def test_losses_and_their_gradients_as_in_trl():
+    logprobs, old_logprobs, advantages, values, old_values, returns = (0.5 * random(4, 7, seed=n) for n in range(6))
+    logprobs.requires_grad_(), values.requires_grad_()
+    args = {"cliprange": 0.2, "cliprange_value": 0.3}
+    theirs = trl_losses(logprobs, old_logprobs, advantages, values, old_values, returns, ~MASK, args)
+    policy, policy_clipped = policy_losses(logprobs, old_logprobs, advantages, MASK, 0.2)
+    value, value_clipped = value_losses(values, old_values, returns, MASK, 0.3)
+    ours = [masked_mean(x, MASK) for x in (policy, value, policy_clipped.double(), value_clipped.double())]
+    same(tuple(ours), theirs)
+    assert all(0 < x < 1 for x in ours[2:])
+    same(
+        torch.autograd.grad(ours[0] + 0.1 * ours[1], [logprobs, values]),
+        torch.autograd.grad(theirs[0] + 0.1 * theirs[1], [logprobs, values]),
+    )
+
+
+def test_gradcheck_of_the_policy_loss():
+    """ρ of 1/2, 1 and 2, far from the kinks at 1 ± 0.2, with advantages of both signs."""
+    log_ratio = table([-LN2, 0, LN2], [-LN2, 0, LN2], [LN2, 0, 0])
+    advantages, mask = table([1, 2, 3], [-1, -2, -3], [1, 1, 1]), mask_of((3, 3, 1), 3)
+    old = random(3, 3)
+    inputs = [(old + log_ratio).requires_grad_(), old.requires_grad_(), advantages.requires_grad_()]
+    assert gradcheck(lambda *x: policy_losses(*x, mask)[0], inputs)
+
+
+def test_gradcheck_of_the_value_loss():
+    old = random(3, 3)
+    values = old + table([-0.5, 0.1, 0.5], [-0.5, -0.1, 0.5], [0.5, 0, 0])
+    returns, mask = old + table([-2, -2, -2], [2, 2, 2], [2, 2, 2]), mask_of((3, 3, 1), 3)
+    inputs = [x.requires_grad_() for x in (values, old, returns)]
+    assert gradcheck(lambda *x: value_losses(*x, mask)[0], inputs)
+
+
+# Padding.
+
+SCORES = random(4).float()
+PADDED = {
+    "masked_mean": (1, lambda x: masked_mean(x, MASK)),
+    "token_rewards": (1, lambda kl: token_rewards(SCORES, kl, MASK, 0.5)),
+    "token_rewards, one later": (1, lambda kl: token_rewards(SCORES, kl, MASK, 0.5, torch.tensor([5, 1, 3, 6]))),
+    "whiten": (1, lambda x: whiten(x, MASK)),
+    "whiten, mean kept": (1, lambda x: whiten(x, MASK, shift_mean=False)),
+    "gae": (2, lambda r, v: gae(r, v, MASK, 0.9, 0.8)),
+    "policy_losses": (3, lambda new, old, a: policy_losses(new, old, a, MASK)),
+    "value_losses": (3, lambda new, old, r: value_losses(new, old, r, MASK)),
+}
+
+
+def outputs_and_gradients(function, inputs):
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    outputs = function(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    weights = random(4, 7, seed=9).float()
+    total = sum((weights * x).sum() for x in outputs if x.is_floating_point())
+    return [x.detach() for x in outputs], torch.autograd.grad(total, inputs)
+
+
+@pytest.mark.parametrize("poison", POISONS)
+@pytest.mark.parametrize(("count", "function"), PADDED.values(), ids=PADDED.keys())
+def test_padding_is_never_read(count, function, poison):
+    """Neither values nor gradients change, and the gradients there are exactly 0."""
+    clean = [0.5 * random(4, 7, seed=seed).float() for seed in range(count)]
+    outputs, gradients = outputs_and_gradients(function, [x.masked_fill(~MASK, poison) for x in clean])
+    expected_outputs, expected_gradients = outputs_and_gradients(function, clean)
+    for ours, expected in zip(outputs, expected_outputs, strict=True):
+        assert torch.equal(ours, expected)
+    for ours, expected in zip(gradients, expected_gradients, strict=True):
+        assert torch.equal(ours, expected)
+        assert (ours[~MASK] == 0).all()
+        assert (ours[MASK] != 0).any()
+
+
+# Entropy.
+
+
+def test_entropy_equals_that_of_torch():
+    for scale in (0.0, 1.0, 30.0):
+        logits = scale * random(5, 4, 9)
+        same(entropy(logits), torch.distributions.Categorical(logits=logits).entropy(), rtol=1e-9, atol=1e-12)
+    assert entropy(torch.zeros(9, dtype=torch.float64)).item() == pytest.approx(log(9), rel=1e-14)
+    same(entropy(table(log(1 / 2), log(1 / 4), log(1 / 4)) + 7), 1.5 * LN2)
+
+
+def test_entropy_of_a_sure_distribution_is_0():
+    assert entropy(torch.tensor([1e4, 0.0, -1e4])).item() == 0.0

@@ -2,7 +2,7 @@ PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow check
+.PHONY: setup demo test test-slow test-newest-trl check
 
 # Built again when a dependency changes.
 setup: .venv/installed
@@ -23,6 +23,12 @@ test: setup
 # The demo, and what its table must show.
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# The three recipes on the newest TRL, which has no PPOTrainer of its own.
+test-newest-trl: setup
+	rm -rf .venv/newest-trl
+	$(BIN)/pip install --quiet --no-deps --target .venv/newest-trl trl
+	PYTHONPATH=$(CURDIR)/.venv/newest-trl $(BIN)/python -m pytest -m smoke
 
 check: setup
 	$(BIN)/ruff check .

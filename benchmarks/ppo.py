@@ -35,6 +35,7 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     GPT2Config,
@@ -204,7 +205,7 @@ def count_flops(trainer: PPOTrainer) -> float:
         plan = trainer._plan(update, 0, rollout)
         zeros = torch.zeros(rollout.mask.shape)
         targets = dict.fromkeys(("logprobs", "values", "advantages", "returns"), zeros)
-        with FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # counts attention too
             trainer._step(update, rollout, plan[0], targets, first=False)
         totals.append(counter.get_total_flops())
         if update == 2:

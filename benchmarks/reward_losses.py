@@ -20,7 +20,6 @@ from kochat_trl.errors import UserError
 OUTPUT = Path("outputs/reward_losses")
 VARIANTS = {
     "pairwise": [],
-    "all_pairs": ["--loss", "all_pairs"],
     "listwise": ["--loss", "listwise", "--center_rewards_coefficient", "None"],
     "pairwise, rank_of": ["--ranking_order", "rank_of"],
 }

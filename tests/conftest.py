@@ -173,7 +173,8 @@ def run_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finis
         log = folder / "network.log"
         log.unlink(missing_ok=True)
         variables = {k: v for k, v in os.environ.items() if k not in ("CI", "HF_HUB_OFFLINE")}
-        variables |= {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "KOCHAT_NETWORK_LOG": str(log)}
+        path = os.pathsep.join(map(str, filter(None, (folder, os.environ.get("PYTHONPATH"), ROOT))))
+        variables |= {"PYTHONPATH": path, "KOCHAT_NETWORK_LOG": str(log)}
         variables |= {"HF_HUB_OFFLINE": "1"} if offline else {}
         command = [sys.executable, *map(str, arguments)]
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

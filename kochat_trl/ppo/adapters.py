@@ -76,8 +76,8 @@ class Role:
     def merged(self) -> Iterator[None]:
         """Be `active` with W + BA in place of W where W is a float matrix, which makes decoding twice as fast.
 
-        The adapted weights are there twice in the meantime; the bare ones come back untouched. Quantized layers and
-        DoRA stay as they are.
+        The adapted weights are there twice in the meantime; the bare ones come back untouched. Quantized layers, a head
+        that is tied to the embedding, and adapters that are more than a matrix stay as they are.
         """
         with self.active():
             swapped = []
@@ -98,7 +98,8 @@ class Role:
         if not isinstance(layer, LoraLayer) or name not in layer.lora_A or layer.use_dora.get(name):
             return False
         weight: Any = layer.get_base_layer().weight
-        return weight.is_floating_point()  # bitsandbytes keeps integers
+        tied = weight is self.backbone.get_input_embeddings().weight
+        return weight.is_floating_point() and not tied and not layer.lora_bias.get(name)  # bitsandbytes has integers
 
 
 class Roles(nn.Module):

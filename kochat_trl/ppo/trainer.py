@@ -3,15 +3,11 @@
 import json
 import logging
 import math
-import random
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -27,12 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..errors import UserError
 from ..outputs import set_aside
 from . import objective
 from .adapters import Roles, adapter_parameters, separate_models
+from .checkpoint import CaughtSignals, drop_old_checkpoints, find_checkpoint, random_state, set_random_state
 from .config import PPOConfig
 from .logprobs import token_logprobs
 from .rollout import MicroBatch, Rollout, sample_responses, score_rollout, seed_of, spread
@@ -205,7 +201,7 @@ class PPOTrainer(Trainer):
         self.roles.train()
         self._first_update, self._updates_without_end, self._weights_before = state.global_step, 0, self._fingerprint()
         self.control = self.callback_handler.on_train_begin(args, state, self.control)
-        with _CaughtSignals() as caught:
+        with CaughtSignals() as caught:
             for update in range(state.global_step, args.num_total_batches):
                 started = time.perf_counter()
                 metrics = self._update(update)
@@ -600,21 +596,14 @@ class PPOTrainer(Trainer):
                     self.state.stateful_callbacks[type(callback).__name__] = callback.state()
             self.state.save_to_json(str(unfinished / "trainer_state.json"))
         accelerator.wait_for_everyone()
-        torch.save(_random_state(), unfinished / f"random_{accelerator.process_index}.pt")
+        torch.save(random_state(), unfinished / f"random_{accelerator.process_index}.pt")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             set_aside(folder)
             unfinished.rename(folder)
-            self._drop_old_checkpoints()
+            drop_old_checkpoints(folder.parent, self.args.save_total_limit)
         accelerator.wait_for_everyone()
         return folder
-
-    def _drop_old_checkpoints(self) -> None:
-        if self.args.save_total_limit:
-            steps = [path for path in Path(self.args.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()]
-            steps.sort(key=lambda path: int(path.name[11:]))
-            for path in steps[: -self.args.save_total_limit]:
-                shutil.rmtree(path)
 
     def _checkpointed(self) -> dict[str, nn.Parameter]:
         """All weights that are trained, and the adapters and heads of all roles."""
@@ -632,20 +621,16 @@ class PPOTrainer(Trainer):
         return {name: getattr(self.args, name) for name in names} | {"prompts": len(self.train_dataset)}
 
     def _load_checkpoint(self, checkpoint: str | bool) -> None:
-        folder = get_last_checkpoint(self.args.output_dir) if checkpoint is True else str(checkpoint)
-        if folder is None or not (Path(folder) / "ppo.json").is_file():
-            raise UserError(f"{folder or self.args.output_dir}: no checkpoint of PPO there")
-        path = Path(folder)
+        path = find_checkpoint(self.args.output_dir, checkpoint)
         ppo = json.loads((path / "ppo.json").read_text(encoding="utf-8"))
         now = self._identity()
         if changed := [name for name in now if now[name] != ppo["run"][name]]:
             pairs = ", ".join(f"{name}: {ppo['run'][name]} then, {now[name]} now" for name in changed)
             raise UserError(f"{path}: is of another run ({pairs}); use the config that it was made with")
         weights, parameters = load_file(path / "weights.safetensors"), self._checkpointed()
-        if set(weights) != set(parameters):
-            raise UserError(
-                f"{path}: is of other models; its first odd weight is {min(set(weights) ^ set(parameters))}"
-            )
+        here, there = ({name: w.shape for name, w in some.items()} for some in (parameters, weights))
+        if odd := sorted(name for name in here | there if here.get(name) != there.get(name)):
+            raise UserError(f"{path}: is of other models; the first weight that differs is {odd[0]}")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(weights[name])
@@ -664,7 +649,7 @@ class PPOTrainer(Trainer):
         self._load_callback_state()
         states = path / f"random_{self.accelerator.process_index}.pt"
         if states.is_file():
-            _set_random_state(torch.load(states, weights_only=True))
+            set_random_state(torch.load(states, weights_only=True))
         if self.is_world_process_zero():
             self._forget_samples_after(saved.global_step)
 
@@ -679,48 +664,3 @@ class PPOTrainer(Trainer):
     def _on_any_process(self, flag: bool) -> bool:
         count = torch.tensor(float(flag), device=self.accelerator.device)
         return bool(self.accelerator.reduce(count, "sum") > 0)
-
-
-class _CaughtSignals:
-    """Notes the first SIGTERM or Ctrl-C instead of dying of it; a second one is obeyed at once."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-
-    def __enter__(self) -> "_CaughtSignals":
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *unused: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        logger.warning("%s: finishing this update, then saving a checkpoint", signal.Signals(number).name)
-        self.__exit__()
-
-    def obey(self) -> None:
-        raise SystemExit(128 + (self.number or signal.SIGTERM))
-
-
-def _random_state() -> dict[str, Any]:
-    """The global generators of this process. Nothing here draws from them; a callback may."""
-    name, keys, *rest = np.random.get_state()
-    state = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    state["numpy"] = (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest)
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

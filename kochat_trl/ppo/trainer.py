@@ -630,7 +630,7 @@ class PPOTrainer(Trainer):
         weights, parameters = load_file(path / "weights.safetensors"), self._checkpointed()
         here, there = ({name: w.shape for name, w in some.items()} for some in (parameters, weights))
         if odd := sorted(name for name in here | there if here.get(name) != there.get(name)):
-            raise UserError(f"{path}: is of other models; the first weight that differs is {odd[0]}")
+            raise UserError(f"{path}: is of other models; its first odd weight is {odd[0]}")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(weights[name])

@@ -113,6 +113,7 @@ def folders(request, tmp_path_factory) -> Folders:
 
 
 loadings = pytest.mark.parametrize("loading", ["float32", "int8"])
+gpt2 = pytest.mark.parametrize("folders", ["gpt2"], indirect=True)  # where the kind of model makes no difference
 value_models = pytest.mark.parametrize("value_model", ["adapter", "shared"])
 
 
@@ -450,6 +451,7 @@ def test_other_models_stay_separate(folders, case, value_model):
         assert equal(after[name], before[name]) or apart(after[name], before[name])
 
 
+@gpt2
 def test_the_same_base_by_another_path_is_shared(folders, tmp_path):
     (tmp_path / "link").symlink_to(folders.base)
     reward = tmp_path / "reward"
@@ -465,6 +467,7 @@ def test_the_same_base_by_another_path_is_shared(folders, tmp_path):
     assert "reward" in folders.load(reward=str(reward)).models
 
 
+@gpt2
 @pytest.mark.parametrize(
     ("key", "value"),
     [("lora_r", 8), ("lora_alpha", 8), ("lora_target_modules", ["c_fc"]), ("use_rslora", True), ("use_dora", True)],
@@ -489,11 +492,13 @@ def test_a_shared_value_is_zero_on_the_policy(folders, loading):
 # Errors.
 
 
+@gpt2
 def test_a_reward_adapter_needs_a_head(folders):
     with pytest.raises(UserError, match="no score head"):
         one_backbone(folders.backbone(), folders.sft, folders.sft)
 
 
+@gpt2
 @pytest.mark.parametrize("broken", ["sft", "reward"])
 @pytest.mark.parametrize("how", ["missing", "unknown"])
 def test_weights_that_do_not_fit_are_refused(folders, broken, how, tmp_path):
@@ -510,12 +515,14 @@ def test_weights_that_do_not_fit_are_refused(folders, broken, how, tmp_path):
         one_backbone(folders.backbone(), **paths)
 
 
+@gpt2
 def test_an_adapter_of_another_kind_is_refused(folders, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3", "task_type": "CAUSAL_LM"}')
     with pytest.raises(UserError, match="only LoRA adapters"):
         one_backbone(folders.backbone(), str(tmp_path), folders.reward)
 
 
+@gpt2
 def test_a_model_without_its_head_is_refused(folders):
     with pytest.raises(UserError, match="no `score` head"):
         separate_models(folders.backbone(), None, folders.backbone(), None)
@@ -552,6 +559,7 @@ def test_adapters_come_back_as_they_were(folders, value_model, settings, tmp_pat
     assert json.loads((tmp_path / "adapter_config.json").read_text())["inference_mode"] is True
 
 
+@gpt2
 @pytest.mark.parametrize("case", SEPARATE.values(), ids=SEPARATE)
 def test_separate_models_come_back_as_they_were(folders, case, tmp_path):
     roles = folders.load(**case(folders))

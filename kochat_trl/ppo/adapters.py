@@ -76,8 +76,8 @@ class Role:
     def merged(self) -> Iterator[None]:
         """Be `active` with W + BA in place of W where W is a float matrix, which makes decoding twice as fast.
 
-        The adapted weights are there twice in the meantime; the bare ones come back untouched. Quantized layers, a head
-        that is tied to the embedding, and adapters that are more than a matrix stay as they are.
+        The adapted weights are there twice in the meantime; the bare ones come back untouched. Quantized and
+        16-bit layers, a head tied to the embedding, and adapters that are more than a matrix stay as they are.
         """
         with self.active():
             swapped = []
@@ -97,9 +97,11 @@ class Role:
         name = str(self.adapter)
         if not isinstance(layer, LoraLayer) or name not in layer.lora_A or layer.use_dora.get(name):
             return False
-        weight: Any = layer.get_base_layer().weight
+        weight: Any = getattr(layer.get_base_layer(), "weight", torch.zeros(0, dtype=torch.int8))
         tied = weight is self.backbone.get_input_embeddings().weight
-        return weight.is_floating_point() and not tied and not layer.lora_bias.get(name)  # bitsandbytes has integers
+        # bitsandbytes has integers; and in 16 bits W + BA would round most of BA away.
+        exact = weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(weight.device.type)
+        return exact and not tied and not layer.lora_bias.get(name)
 
 
 class Roles(nn.Module):
@@ -155,6 +157,8 @@ def separate_models(
     policy = Role(model, _lm_head(model), policy_adapter or _active_adapter(model))
     if ref_model is None:
         reference = Role(model, policy.head, ref_adapter)
+        for parameter in adapter_parameters(model, ref_adapter or ""):
+            parameter.requires_grad_(False)
     else:
         models["reference"] = ref_model.requires_grad_(False)
         reference = Role(ref_model, _lm_head(ref_model), _active_adapter(ref_model))
@@ -317,7 +321,10 @@ def _score_head(model: Any) -> nn.Module:
     inner = _inner(model)
     if not hasattr(inner, SCORE):
         raise UserError(f"{type(inner).__name__} has no `{SCORE}` head; load an AutoModelForSequenceClassification")
-    return getattr(inner, SCORE)
+    head = getattr(inner, SCORE)
+    if (outputs := next(head.parameters()).shape[0]) != 1:
+        raise UserError(f"{type(inner).__name__}: its `{SCORE}` head has {outputs} outputs, expected 1 (num_labels=1)")
+    return head
 
 
 def _plain_head(head: Any) -> Any:

@@ -31,10 +31,10 @@ def find_checkpoint(output_dir: str, given: str | bool) -> Path:
     return Path(folder)
 
 
-def drop_old_checkpoints(output_dir: Path, keep: int | None) -> None:
-    """Delete all checkpoints but the last `keep` (save_total_limit); none if that isn't set."""
-    folders = [path for path in output_dir.glob("checkpoint-*") if path.name[11:].isdigit()]
-    folders.sort(key=lambda path: int(path.name[11:]))
+def drop_old_checkpoints(newest: Path, keep: int | None) -> None:
+    """Delete all checkpoints beside `newest` but the last `keep` to be written (save_total_limit); none without it."""
+    folders = [path for path in newest.parent.glob("checkpoint-*") if path.name[11:].isdigit()]
+    folders.sort(key=lambda path: (path == newest, path.stat().st_mtime))
     for path in folders[: -keep if keep else 0]:
         shutil.rmtree(path)
 

@@ -22,7 +22,7 @@ class PPOConfig(TrainingArguments):
 
     # TRL's, where it differs from transformers
     learning_rate: float = field(default=3e-6, metadata={"help": "The initial learning rate."})
-    logging_steps: float = field(default=10, metadata={"help": "Updates between two logs, or a share of all."})
+    logging_steps: float = field(default=10, metadata={"help": "Has no effect: every update is logged, as in TRL."})
     gradient_checkpointing: bool = field(default=True, metadata={"help": "Compute activations twice to save memory."})
     bf16: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "bfloat16 autocast; the default where fp16 is off."}

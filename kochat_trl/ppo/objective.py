@@ -9,8 +9,9 @@ In the order of the loop:
     log π, log π_ref  →  kl_estimate  →  token_rewards  →  gae  →  whiten  →  policy_losses, value_losses
 
 Papers: [PPO] Schulman et al. 2017, 1707.06347. [GAE] Schulman et al. 2015, 1506.02438. [Z] Ziegler et al. 2019,
-1909.08593. [KL] Schulman 2020, joschu.net/blog/kl-approx.html. [I] Ouyang et al. 2022 (InstructGPT), 2203.02155.
-The defaults are those of TRL 1.12's PPOConfig.
+1909.08593. [KL] Schulman 2020, joschu.net/blog/kl-approx.html. The loss of a step is the mean of `policy_losses` plus
+vf_coef times the mean of `value_losses`; there is no entropy bonus, and `entropy` is a metric. The defaults are those
+of TRL 1.12's PPOConfig.
 """
 
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator = "k1") -> Tensor:
     """KL(π ‖ π_ref) of each token, estimated from the sampled token alone, (b, t).  [KL]
 
-    With d = log π − log π_ref: k1 = d, unbiased; k2 = d²/2, biased, low variance; k3 = e^(−d) − 1 + d, unbiased and
-    never negative.
+    The tokens are drawn from π. With d = log π − log π_ref: k1 = d, unbiased; k2 = d²/2, biased, low variance;
+    k3 = e^(−d) − 1 + d, unbiased and never negative.
     """
     d = logprobs - ref_logprobs
     if estimator == "k1":
@@ -42,9 +43,9 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator =
 
 
 def next_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, episodes: int) -> float:
-    """The KL coefficient of the next update, after `episodes` responses of mean KL `kl` a response.  [Z] eq. 4
+    """The KL coefficient of the next update, after `episodes` responses of mean KL `kl` a response.  [Z] section 2.2
 
-    A proportional controller: e = clip(kl/target − 1, −0.2, 0.2); β ← β · (1 + e · episodes/horizon).
+    As in [Z]'s code, a proportional controller: e = clip(kl/target − 1, −0.2, 0.2); β ← β · (1 + e · episodes/horizon).
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return kl_coef * (1 + error * episodes / horizon)
@@ -96,7 +97,10 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float, end:
 
 
 def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """`values` scaled to variance 1 (unbiased) over the True of `mask`, and to mean 0 if `shift_mean`; 0 elsewhere."""
+    """`values` scaled to variance 1 (unbiased) over the True of `mask`, and to mean 0 if `shift_mean`; 0 elsewhere.
+
+    As in [Z]'s code.
+    """
     values = torch.where(mask, values, 0)
     mean = masked_mean(values, mask)
     count = mask.sum()
@@ -139,7 +143,8 @@ def policy_losses(
 def value_losses(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float = 0.2
 ) -> tuple[Tensor, Tensor]:
-    """The clipped squared error of each value, (b, t), and where the clip binds.  [PPO] eq. 9, clipped as in [Z]'s code
+    """The clipped squared error of each value, (b, t), and where the clip binds.  [PPO] eq. 9, with
+    the ½ and the clip of [Z]'s code
 
     ½ max((V − R)², (clip(V, V_old − ε, V_old + ε) − R)²).  0 and False under the mask.
     """

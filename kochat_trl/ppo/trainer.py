@@ -19,6 +19,7 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -86,6 +87,8 @@ class PPOTrainer(Trainer):
         else:
             if ref_model is model:
                 raise UserError("`model` and `ref_model` are one object; give a copy, or None")
+            if value_model is not None and value_model is reward_model:
+                raise UserError("`value_model` and `reward_model` are one object: one is trained, the other isn't")
             if (value_model is None) != (args.value_model == "shared"):
                 raise UserError("give `value_model`, or set `value_model: shared` in the config, and not both")
             if peft_config is not None and isinstance(model, PeftModel):
@@ -95,18 +98,14 @@ class PPOTrainer(Trainer):
                 model = get_peft_model(model, peft_config)
             adapters = (args.model_adapter_name, args.ref_adapter_name)
             roles = separate_models(model, ref_model, reward_model, value_model, *adapters)
-        longest = max(len(ids) for ids in train_dataset["input_ids"]) + args.response_length
-        if longest > roles.config.max_position_embeddings:
-            raise UserError(
-                f"the longest prompt and response_length make {longest} tokens, and the model has "
-                f"{roles.config.max_position_embeddings} positions; lower max_prompt_length or response_length"
-            )
+        self._check_lengths(roles.config, args.response_length, train_dataset, eval_dataset)
         if args.stop_token and args.stop_token_id is not None:
             raise UserError("stop_token and stop_token_id are both set; remove one")
+        if args.missing_eos_penalty is not None and not args.stop_token and args.stop_token_id is None:
+            raise UserError("missing_eos_penalty: no response can end itself without a stop token; set stop_token: eos")
+        self._refuse_unread(args)
         self.stop_token_id = processing_class.eos_token_id if args.stop_token == "eos" else args.stop_token_id
-        for module in roles.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        _switch_dropout_off(roles)
         super().__init__(
             model=roles,
             args=args,
@@ -172,6 +171,31 @@ class PPOTrainer(Trainer):
         if args.temperature <= 0:
             raise UserError(f"temperature: found {args.temperature}, expected above 0: PPO learns from samples")
 
+    @staticmethod
+    def _refuse_unread(args: PPOConfig) -> None:
+        """Raise `UserError` for settings of transformers' Trainer that this loop would not obey."""
+        if args.save_strategy not in ("no", "steps"):
+            raise UserError("save_strategy: expected no or steps: PPO has no epochs to save after")
+        if args.eval_strategy != "no" or args.load_best_model_at_end:
+            raise UserError("eval_strategy, load_best_model_at_end: PPO has no evaluation; set num_sample_generations")
+        if args.kl_estimator not in ("k1", "k2", "k3"):
+            raise UserError(f"kl_estimator: found '{args.kl_estimator}', expected k1, k2 or k3")
+        if args.kl_target is not None and args.kl_target <= 0:
+            raise UserError(f"kl_target: found {args.kl_target}, expected nats above 0")
+        if args.total_episodes is not None and args.total_episodes < 1:
+            raise UserError(f"total_episodes: found {args.total_episodes}, expected 1 or more")
+
+    @staticmethod
+    def _check_lengths(config: Any, response_length: int, *datasets: Any) -> None:
+        """Raise `UserError` if a prompt and its response may take more positions than the model has."""
+        positions = getattr(config, "max_position_embeddings", None)  # BLOOM has no limit
+        longest = max(len(ids) for data in datasets if data is not None for ids in data["input_ids"]) + response_length
+        if positions is not None and longest > positions:
+            raise UserError(
+                f"the longest prompt and response_length make {longest} tokens, and the model has {positions} "
+                "positions; lower max_prompt_length or response_length"
+            )
+
     @torch.no_grad()
     def _check_heads(self) -> None:
         """Raise `UserError` if the policy's scores are more than its head on its hidden states (a soft cap, say)."""
@@ -196,6 +220,9 @@ class PPOTrainer(Trainer):
         if resume_from_checkpoint:
             self._load_checkpoint(resume_from_checkpoint)
             state = self.state
+        else:
+            state.global_step = state.episode = 0
+            set_aside(Path(args.output_dir) / "samples.jsonl")
         state.max_steps, state.num_train_epochs = args.num_total_batches, args.total_episodes / len(self.train_dataset)
         state.compute_steps(args, args.num_total_batches)
         self.roles.train()
@@ -350,26 +377,29 @@ class PPOTrainer(Trainer):
         Each token weighs the same, whatever micro-batch or process it is in: losses are divided by the tokens of the
         whole mini-batch, and gradients are summed.
         """
-        rows = torch.tensor(mini_batch, device=rollout.tokens.device).flatten()
+        rows = torch.tensor([row for part in mini_batch for row in part], device=rollout.tokens.device)
         tokens, states = rollout.mask[rows].sum(), rollout.value_mask[rows].sum()
         sums: dict[str, Tensor] = {}
+        furthest = torch.zeros((), dtype=self.dtype, device=rows.device)
         for micro_batch in self._mine(mini_batch):
             part = self._backward(rollout, rollout.micro_batch(micro_batch), targets, tokens, states)
+            furthest = torch.maximum(furthest, part.pop("furthest"))
             sums = {name: sums.get(name, 0) + value for name, value in part.items()}
-        furthest = sums.pop("furthest")
         stats = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
         result = dict(zip(sums, stats.tolist(), strict=True))
         if not all(math.isfinite(value) for value in result.values()):
             raise UserError(f"update {update + 1}: the loss is not finite ({result}); lower the learning rate")
         if first and update == 0:
-            self._guard_start("the policy's log-probabilities in the first step and in the rollout", furthest.item())
+            all_furthest = self.accelerator.gather(furthest[None]).max().item()
+            self._guard_start("the policy's log-probabilities in the first step and in the rollout", all_furthest)
         if self.accelerator.num_processes > 1:
             for parameter in self.trainable:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 torch.distributed.all_reduce(parameter.grad)
-        if self.args.max_grad_norm:
-            self.accelerator.clip_grad_norm_(self.trainable, self.args.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(self.trainable, self.args.max_grad_norm or math.inf)
+        if self.accelerator.scaler is None and not norm.isfinite():  # fp16 skips such a step, and scales its loss down
+            raise UserError(f"update {update + 1}: a gradient is not finite; lower the learning rate")
         self.optimizer.step()
         self.optimizer.zero_grad()
         return result
@@ -506,7 +536,7 @@ class PPOTrainer(Trainer):
     @torch.no_grad()
     def _fingerprint(self) -> list[tuple[float, float]]:
         """Two sums of each weight of the policy that can be trained."""
-        weights = [p.double() for p in self._policy_parameters() if p.requires_grad]
+        weights = (p.double() for p in self._policy_parameters() if p.requires_grad)
         return [(weight.sum().item(), weight.square().sum().item()) for weight in weights]
 
     # What a run leaves behind
@@ -517,6 +547,14 @@ class PPOTrainer(Trainer):
         if self.args.should_save:
             self.roles.save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
+
+    def create_model_card(  # type: ignore[override]
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None, **kwargs: Any
+    ) -> None:
+        """A card with TRL's arguments."""
+        super().create_model_card(
+            model_name=model_name, dataset=kwargs.pop("dataset", dataset_name), tags=tags, **kwargs
+        )
 
     def _write_samples(self, update: int, rollout: Rollout, scores: Tensor, kl: Tensor) -> None:
         """Append the first responses of an update to samples.jsonl."""
@@ -568,7 +606,7 @@ class PPOTrainer(Trainer):
         if self.is_world_process_zero():
             table = Table("prompt", "response", "score", show_lines=True)
             for prompt, response, score in list(zip(prompts, responses, scores, strict=True))[:5]:
-                texts = (decode(ids, skip_special_tokens=True) for ids in (prompt, response))
+                texts = (Text(decode(ids, skip_special_tokens=True)) for ids in (prompt, response))
                 table.add_row(*texts, f"{score:.2f}")
             Console().print(table)
 
@@ -601,7 +639,7 @@ class PPOTrainer(Trainer):
         if accelerator.is_main_process:
             set_aside(folder)
             unfinished.rename(folder)
-            drop_old_checkpoints(folder.parent, self.args.save_total_limit)
+            drop_old_checkpoints(folder, self.args.save_total_limit)
         accelerator.wait_for_everyone()
         return folder
 
@@ -664,3 +702,13 @@ class PPOTrainer(Trainer):
     def _on_any_process(self, flag: bool) -> bool:
         count = torch.tensor(float(flag), device=self.accelerator.device)
         return bool(self.accelerator.reduce(count, "sum") > 0)
+
+
+def _switch_dropout_off(module: nn.Module) -> None:
+    """Dropout layers, and the rates that some models keep as numbers (OPT, Llama's attention)."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        for name, value in vars(part).items():
+            if isinstance(value, float) and any(word in name for word in ("dropout", "pdrop", "layerdrop")):
+                setattr(part, name, 0.0)

@@ -12,6 +12,11 @@ up, and the median of the others counts.
 - `trl`: its value and reward models are whole, as in its own examples, and the value model is trained whole.
 - `trl_lora_value`: its value model has a LoRA adapter too.
 - `trl_micro`: `trl` with forward passes of 4 rows, as ours.
+
+    python benchmarks/ppo.py --growth
+
+Peak memory of `adapter` on a small model (4 layers, 256 wide, 8,000 words) after 5 and after 55 updates, over ten times
+as many prompts, and with longer and longer responses.
 """
 
 import argparse
@@ -47,6 +52,7 @@ from transformers import (
 
 MICRO = 4  # rows in a forward pass of ours
 CONTENDERS = ("adapter", "shared", "int8", "trl", "trl_lora_value", "trl_micro")
+SMALL = {"vocab_size": 8000, "n_embd": 256, "n_layer": 4, "n_head": 4}
 SHAPE = {"vocab_size": 51200, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "pad_token_id": 3}
 # Tokens of KoChatGPT's 11,990 prompts, template included: every twentieth quantile.
 LENGTHS = [26, 30, 31, 31, 32, 32, 33, 33, 34, 34, 35, 35, 36, 37, 37, 38, 39, 41, 42, 46, 96]
@@ -57,7 +63,7 @@ def make_prompts(count: int) -> Dataset:
     generator = torch.Generator().manual_seed(0)
     # The longest of all is one in 12,000, and the shortest too.
     drawn = torch.randint(1, len(LENGTHS) - 1, (count,), generator=generator).tolist()
-    rows = [torch.randint(6, 51200, (LENGTHS[i],), generator=generator).tolist() for i in drawn]
+    rows = [torch.randint(6, 8000, (LENGTHS[i],), generator=generator).tolist() for i in drawn]
     return Dataset.from_dict({"input_ids": rows})
 
 
@@ -66,10 +72,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>", padding_side="left")
 
 
-def write_stages(folder: str) -> None:
+def write_stages(folder: str, **shape: int) -> None:
     """A base, an SFT adapter and a reward adapter with its head, in files, as the recipes leave them."""
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(**SHAPE)).save_pretrained(f"{folder}/base")
+    GPT2LMHeadModel(GPT2Config(**SHAPE | shape)).save_pretrained(f"{folder}/base")
     sft = add_lora(GPT2LMHeadModel.from_pretrained(f"{folder}/base"), LORA)
     sft.save_pretrained(f"{folder}/sft")
     add_lora(reward_model(folder), LORA).save_pretrained(f"{folder}/reward")
@@ -213,12 +219,20 @@ def count_flops(trainer: PPOTrainer) -> float:
     return statistics.mean(totals)
 
 
+def run_alone(name: str, folder: str, updates: int, length: int) -> dict[str, Any]:
+    """A contender's figures, from a process of its own."""
+    command = [sys.executable, __file__, "--run", name, folder, "--updates", str(updates)]
+    done = subprocess.run([*command, "--response-length", str(length)], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     parser.add_argument("--updates", type=int, default=4, help="the first warms up (default: 4)")
     parser.add_argument("--response-length", type=int, default=64, help="tokens (default: 64)")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--growth", action="store_true", help="how memory grows, on a small model, and nothing else")
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
@@ -226,14 +240,19 @@ def main() -> None:
         print(json.dumps(run_contender(name, folder, arguments.updates, arguments.response_length)))
         return
 
+    if arguments.growth:
+        with tempfile.TemporaryDirectory() as folder:
+            write_stages(folder, **SMALL)
+            for updates, length in ((5, 64), (55, 64), (5, 128), (5, 256), (5, 512)):
+                peak = run_alone("adapter", folder, updates, length)["peak_bytes"]
+                print(f"{updates:3} updates of {length:3} tokens: {peak / 2**20:5.0f} MiB", flush=True)
+        return
+
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_stages(folder)
         for name in arguments.only:
-            command = [sys.executable, __file__, "--run", name, folder, "--updates", str(arguments.updates)]
-            command += ["--response-length", str(arguments.response_length)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            row = figures[name] = json.loads(done.stdout.splitlines()[-1])
+            row = figures[name] = run_alone(name, folder, arguments.updates, arguments.response_length)
             phases = "  ".join(f"{key} {value:.1f}" for key, value in row.get("phases", {}).items())
             print(f"{name:15} {row['seconds']:6.1f} s  {row['peak_bytes'] / 2**30:5.2f} GiB  {phases}", flush=True)
     if "trl" in figures:

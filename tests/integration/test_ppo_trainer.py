@@ -506,6 +506,39 @@ def test_reward_of_a_token(build, recorded, after_eos):
         assert update["values"][update["value_mask"]].abs().min() > 0
 
 
+@pytest.mark.parametrize("after_eos", [False, True])
+def test_value_loss_is_a_mean_over_states(build, recorded, after_eos):
+    one_step = {"num_ppo_epochs": 1, "num_mini_batches": 1, "per_device_train_batch_size": 4}
+    trainer = build(whole_models, score_after_eos=after_eos, gradient_accumulation_steps=2, **one_step)
+    trainer.train()
+    for update, log in zip(recorded, logs(trainer), strict=True):
+        errors = (update["values"] - update["returns"])[update["value_mask"]]
+        assert log["loss/value_avg"] == pytest.approx(0.5 * errors.square().mean().item(), rel=1e-6)
+
+
+def test_vf_coef_weighs_the_value_alone(build):
+    one_step = {"num_ppo_epochs": 1, "num_mini_batches": 1, "total_episodes": ROWS}
+    once, thrice = (change(build(output=str(c), vf_coef=c, **one_step)) for c in (0.1, 0.3))
+    assert any("value" in name.split(".") for name in once)
+    for name, weight in once.items():
+        factor = 3 if {"value", "value_head"} & {*name.split(".")} else 1
+        torch.testing.assert_close(thrice[name], factor * weight, rtol=1e-3, atol=1e-6)
+
+
+def test_each_epoch_has_mini_batches_of_its_own(build, monkeypatch):
+    steps, losses = [], objective.policy_losses
+
+    def record(logprobs, old_logprobs, *rest):
+        steps.append({round(row.sum().item(), 9) for row in old_logprobs})
+        return losses(logprobs, old_logprobs, *rest)
+
+    monkeypatch.setattr(objective, "policy_losses", record)
+    build(whole_models, total_episodes=ROWS, num_ppo_epochs=3).train()
+    epochs = [frozenset(map(frozenset, steps[i : i + 2])) for i in (0, 2, 4)]
+    assert all(len(frozenset.union(*epoch)) == ROWS for epoch in epochs)  # each row once
+    assert len(set(epochs)) > 1
+
+
 @pytest.mark.parametrize("whiten", [False, True])
 def test_whiten_rewards(build, recorded, whiten):
     build(whole_models, whiten_rewards=whiten).train()
@@ -637,6 +670,21 @@ def test_resume_is_the_unbroken_run_bit_for_bit(build, models, value_model, name
     assert resumed.state.episode == unbroken.state.episode == 4 * ROWS
     text = [(output_of(trainer) / "samples.jsonl").read_bytes() for trainer in (resumed, unbroken)]
     assert text[0] == text[1] != b""
+
+
+def test_a_checkpoint_holds_the_frozen_adapters_too(build):
+    """An SFT or reward model that was trained anew in the meantime changes nothing."""
+    interrupted(build)
+    resumed = build(**ADAPTIVE)
+    frozen = [
+        p for n, p in resumed.roles.named_parameters() if {"reference", "reward", "reward_head"} & {*n.split(".")}
+    ]
+    before = [parameter.detach().clone() for parameter in frozen]
+    assert len(frozen) > 3
+    for parameter in frozen:
+        parameter.data.mul_(2)
+    resumed.train(resume_from_checkpoint=True)
+    assert all(map(torch.equal, frozen, before))
 
 
 def test_a_finished_run_has_nothing_left_to_do(build):

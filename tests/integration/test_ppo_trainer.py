@@ -307,10 +307,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(build):
 
 
 def test_kl_limit(build):
-    # k3 is never negative, and 0 in the first update, where policy and reference are the same.
-    with pytest.raises(UserError, match=r"update 2: the KL from the reference is .* nats a response, beyond kl_limit"):
-        build(kl_limit=1e-5, kl_estimator="k3").train()
-    build(output="far", kl_limit=1e3, kl_estimator="k3").train()
+    settings = {"kl_estimator": "k3", "total_episodes": 2 * ROWS}  # k3 is never negative
+    free = build(output="free", **settings)
+    free.train()
+    first, second = (log["objective/kl"] for log in logs(free))
+    assert first < 1e-6 < second
+    build(output="below", kl_limit=1.01 * second, **settings).train()
+    words = f"update 2: the KL from the reference is {second:.1f} nats a response, beyond kl_limit"
+    with pytest.raises(UserError, match=words):
+        build(output="beyond", kl_limit=0.99 * second, **settings).train()
 
 
 def test_a_policy_that_does_not_move_stops_the_run(build):

@@ -81,13 +81,13 @@ class Role:
         """
         with self.active():
             swapped = []
-            for layer in self.layers:
-                if self._mergeable(layer):
-                    base = layer.get_base_layer()
-                    swapped.append((layer, base.weight.data))
-                    base.weight.data = base.weight.data + layer.get_delta_weight(self.adapter).to(base.weight.dtype)
-                    layer._active_adapter = []
             try:
+                for layer in self.layers:
+                    if self._mergeable(layer):
+                        base, delta = layer.get_base_layer(), layer.get_delta_weight(self.adapter)
+                        swapped.append((layer, base.weight.data))
+                        base.weight.data = base.weight.data + delta.to(base.weight.dtype)
+                        layer._active_adapter = []
                 yield
             finally:
                 for layer, weight in swapped:
@@ -248,7 +248,7 @@ def adapter_parameters(model: nn.Module, name: str) -> Iterator[nn.Parameter]:
     """The weights of one adapter."""
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
-            for part in layer.adapter_layer_names:
+            for part in dict.fromkeys(layer.adapter_layer_names):  # DoRA names one twice
                 weights: Any = getattr(layer, part)
                 if name in weights:
                     found = weights[name]

@@ -388,6 +388,13 @@ def test_merged_adapters_that_change_more_than_a_matrix(settings):
     torch.testing.assert_close(read(role, "merged"), read(role), rtol=0, atol=1e-5)
 
 
+@gpt2
+def test_a_reward_model_is_frozen(folders):
+    reward = AutoModelForSequenceClassification.from_pretrained(folders.whole_reward)
+    separate_models(folders.backbone(), None, reward, None)
+    assert not any(parameter.requires_grad for parameter in reward.parameters())
+
+
 # Loading.
 
 

@@ -214,6 +214,12 @@ def test_samples_of_an_adapter_equal_the_loop(kind):
     assert ours == naive_sample(model)
     assert ours != base
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    calls = []
+    for name, module in model.named_modules():
+        if name.endswith("lora_A.default"):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    sample(Role(model, model.get_base_model().lm_head, "default"))
+    assert not calls
 
 
 def test_seeds_are_the_same_everywhere():

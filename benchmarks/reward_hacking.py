@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     parser.add_argument("--plot", metavar="FILE", help="draw the curves there")
-    parser.add_argument("--updates", type=int, default=100)
+    parser.add_argument("--updates", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0, help="of the demo (default: 0)")
     arguments = parser.parse_args()
     runs = {kl_coef: run_ppo(kl_coef, arguments.updates, arguments.seed) for kl_coef in KL_COEFS}

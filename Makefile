@@ -28,7 +28,7 @@ test-slow: setup
 test-newest-trl: setup
 	rm -rf .venv/newest-trl
 	$(BIN)/pip install --quiet --no-deps --target .venv/newest-trl trl
-	PYTHONPATH=$(CURDIR)/.venv/newest-trl $(BIN)/python -m pytest -m smoke
+	PYTHONPATH=$(CURDIR)/.venv/newest-trl $(BIN)/python -m pytest -m smoke tests/integration/test_recipes.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -222,7 +222,8 @@ class PPOTrainer(Trainer):
             state = self.state
         else:
             state.global_step = state.episode = 0
-            set_aside(Path(args.output_dir) / "samples.jsonl")
+            if self.is_world_process_zero():
+                set_aside(Path(args.output_dir) / "samples.jsonl")
         state.max_steps, state.num_train_epochs = args.num_total_batches, args.total_episodes / len(self.train_dataset)
         state.compute_steps(args, args.num_total_batches)
         self.roles.train()

@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 import json
+import math
+import os
 import random
 import re
 import shutil
@@ -17,8 +19,9 @@ from kochat_trl.models import has_score_head
 from kochat_trl.ppo import objective
 from kochat_trl.ppo import trainer as trainer_module
 from kochat_trl.ppo.adapters import HEAD, one_backbone
+from kochat_trl.ppo.checkpoint import drop_old_checkpoints
 from kochat_trl.ppo.config import PPOConfig
-from kochat_trl.ppo.trainer import PPOTrainer
+from kochat_trl.ppo.trainer import PPOTrainer, _switch_dropout_off
 
 import numpy as np
 import pytest
@@ -304,6 +307,37 @@ def test_a_broken_reward_model_stops_the_run(build):
 def test_a_loss_that_is_not_finite_stops_the_run(build):
     with pytest.raises(UserError, match=r"update 1: the loss is not finite.*lower the learning rate"):
         build(learning_rate=1e30).train()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(build):
+    """The loss may still be finite; a step would leave NaN in every weight."""
+    trainer = build()
+    before = trained(trainer)
+    trainer.trainable[0].register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(UserError, match="update 1: a gradient is not finite"):
+        trainer.train()
+    assert all(torch.equal(weight, before[name]) for name, weight in trained(trainer).items())
+
+
+def test_the_first_steps_distance_is_the_largest_of_its_micro_batches(build, monkeypatch):
+    """Each is just inside the tolerance; their sum is not."""
+    inner = PPOTrainer._backward
+
+    def nearly(self, *arguments):
+        return inner(self, *arguments) | {"furthest": torch.tensor(0.9e-5)}
+
+    monkeypatch.setattr(PPOTrainer, "_backward", nearly)
+    build(per_device_train_batch_size=2, gradient_accumulation_steps=4, total_episodes=ROWS).train()
+
+
+def test_a_mini_batch_need_not_divide_into_micro_batches(build):
+    one = {"total_episodes": ROWS, "num_ppo_epochs": 1, "num_mini_batches": 1}
+    whole = change(build(**one))
+    ragged = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_mini_batches": 1}
+    trainer = build(output="ragged", **one | ragged)
+    trainer.args.micro_batch_size = 3  # 3 + 3 + 2 rows
+    for name, weight in change(trainer).items():
+        torch.testing.assert_close(weight, whole[name], rtol=0, atol=1e-5)
 
 
 def test_kl_limit(build):
@@ -1127,3 +1161,50 @@ def test_logits_that_change_after_the_head_are_refused(build, folders):
 def test_the_longest_that_fits(build, room):
     """The longest prompt has 5 tokens and the model 32 positions."""
     build(response_length=27 - room, total_episodes=ROWS, stop_token=None).train()
+
+
+def test_answers_that_look_like_markup_are_printed(build, monkeypatch, capsys):
+    trainer = build(eval_dataset=prompts())
+    monkeypatch.setattr(trainer.processing_class, "decode", lambda *_, **__: "[/INST]")
+    trainer.generate_completions(sampling=True)
+    assert "[/INST]" in capsys.readouterr().out
+
+
+def test_rates_of_dropout_kept_as_numbers_are_switched_off():
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention_dropout, self.layerdrop, self.resid_pdrop, self.scale = 0.1, 0.2, 0.3, 0.5
+
+    module = torch.nn.Sequential(Layer(), torch.nn.Dropout(0.4))
+    _switch_dropout_off(module)
+    assert [module[0].attention_dropout, module[0].layerdrop, module[0].resid_pdrop, module[1].p] == [0.0] * 4
+    assert module[0].scale == 0.5
+
+
+def test_rotation_never_drops_the_newest(tmp_path):
+    """A run resumed at 5 beside a stale checkpoint-10 writes checkpoint-6."""
+    for age, step in enumerate((6, 5, 10)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        os.utime(tmp_path / f"checkpoint-{step}", (1000 - age, 1000 - age))
+    drop_old_checkpoints(tmp_path / "checkpoint-6", None)
+    assert len(list(tmp_path.iterdir())) == 3
+    drop_old_checkpoints(tmp_path / "checkpoint-6", 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5", "checkpoint-6"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stop_token": None, "missing_eos_penalty": 1.0}, "no response can end itself without a stop token"),
+        ({"save_strategy": "epoch"}, "save_strategy: expected no or steps"),
+        ({"kl_estimator": "kl3"}, "kl_estimator: found 'kl3'"),
+        ({"kl_target": 0.0}, "kl_target: found 0.0"),
+        ({"total_episodes": 0}, "total_episodes: found 0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_that_would_not_be_obeyed_are_refused(build, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        build(**settings)
+    assert not (tmp_path / "output").exists()

@@ -8,10 +8,11 @@ Each contender runs in a process of its own; its memory is the peak above what i
 up, and the median of the others counts.
 
 - `adapter`, `shared`, `int8`: ours; the value function has an adapter of its own, or is a head on the policy; and
-  `adapter` on an int8 base. A mini-batch goes through in two forward passes of 4 rows.
+  `adapter` on an int8 base.
 - `trl`: its value and reward models are whole, as in its own examples, and the value model is trained whole.
 - `trl_lora_value`: its value model has a LoRA adapter too.
-- `trl_micro`: `trl` with forward passes of 4 rows, as ours.
+
+In all of them a mini-batch of 8 goes through a model in one pass.
 
     python benchmarks/ppo.py --growth
 
@@ -50,8 +51,7 @@ from transformers import (
     TrainerCallback,
 )
 
-MICRO = 4  # rows in a forward pass of ours
-CONTENDERS = ("adapter", "shared", "int8", "trl", "trl_lora_value", "trl_micro")
+CONTENDERS = ("adapter", "shared", "int8", "trl", "trl_lora_value")
 SMALL = {"vocab_size": 8000, "n_embd": 256, "n_layer": 4, "n_head": 4}
 SHAPE = {"vocab_size": 51200, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "pad_token_id": 3}
 # Tokens of KoChatGPT's 11,990 prompts, template included: every twentieth quantile.
@@ -85,10 +85,10 @@ def reward_model(folder: str) -> Any:
     return GPT2ForSequenceClassification.from_pretrained(f"{folder}/base", num_labels=1)
 
 
-def settings(folder: str, updates: int, rows: int, length: int) -> dict[str, Any]:
+def settings(folder: str, updates: int, length: int) -> dict[str, Any]:
     return {
         "output_dir": f"{folder}/output",
-        "per_device_train_batch_size": rows,
+        "per_device_train_batch_size": 8,
         "total_episodes": 8 * updates,
         "response_length": length,
         "num_ppo_epochs": 4,
@@ -127,23 +127,17 @@ def build_ours(name: str, folder: str, updates: int, length: int, phases: dict[s
     backbone = load_causal_lm(f"{folder}/base", precision, make_tokenizer())
     value = "shared" if name == "shared" else "adapter"
     roles = one_backbone(backbone, f"{folder}/sft", f"{folder}/reward", value)
-    values = settings(folder, updates, MICRO, length) | {
-        "gradient_accumulation_steps": 8 // MICRO,
-        "value_model": value,
-    }
-    return Timed(PPOConfig(**values), make_tokenizer(), roles, None, None, make_prompts(8 * updates))
+    values = settings(folder, updates, length)
+    return Timed(PPOConfig(value_model=value, **values), make_tokenizer(), roles, None, None, make_prompts(8 * updates))
 
 
 def build_trl(name: str, folder: str, updates: int, length: int) -> Any:
     from trl.experimental.ppo import PPOConfig as TRLConfig
     from trl.experimental.ppo import PPOTrainer as TRLTrainer
 
-    values = settings(folder, updates, 8, length)
-    if name == "trl_micro":
-        values |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     value = reward_model(folder)
     return TRLTrainer(
-        args=TRLConfig(**values),
+        args=TRLConfig(**settings(folder, updates, length)),
         processing_class=make_tokenizer(),
         model=add_lora(GPT2LMHeadModel.from_pretrained(f"{folder}/base"), LORA),
         ref_model=None,
@@ -172,14 +166,14 @@ def peak_bytes() -> int:
 
 
 def matmul_rate(size: int = 2048, repeats: int = 10) -> float:
-    """FLOP/s of a square float32 matrix product: the best of some."""
+    """FLOP/s of a square float32 matrix product: the median of some, as the steps' time is."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
         a @ b
         seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / min(seconds)
+    return 2 * size**3 / statistics.median(seconds)
 
 
 def run_contender(name: str, folder: str, updates: int, length: int) -> dict[str, Any]:

@@ -230,6 +230,10 @@ def _load_and_list_missing(
         revision=model_args.model_revision,
     )
     _fuse_gelu(model)
+    if quantization:
+        for parameter in model.parameters():  # what stays a float is a view of the file, and holds all of it in memory
+            if parameter.is_floating_point() and parameter.device.type == "cpu":
+                parameter.data = parameter.data.clone()
     if auto_class is AutoModelForCausalLM:
         # Nothing else of a saved one: a repetition penalty, say, would bend the rollouts of PPO.
         model.generation_config = GenerationConfig(

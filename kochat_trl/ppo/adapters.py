@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
@@ -33,6 +32,7 @@ from ..models import (
     load_causal_lm,
     load_reward_model,
 )
+from .lora import fuse_lora
 
 WEIGHTS = "adapter_model.safetensors"
 HEAD = f"base_model.model.{SCORE}.weight"  # its name in an adapter's file
@@ -72,37 +72,6 @@ class Role:
         """The last hidden states, (rows, length, hidden_size), of rows that are padded on the right."""
         return self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
-    @contextmanager
-    def merged(self) -> Iterator[None]:
-        """Be `active` with W + BA in place of W where W is a float matrix, which makes decoding twice as fast.
-
-        The adapted weights are there twice in the meantime; the bare ones come back untouched. Quantized and
-        16-bit layers, a head tied to the embedding, and adapters that are more than a matrix stay as they are.
-        """
-        with self.active():
-            swapped = []
-            try:
-                for layer in self.layers:
-                    if self._mergeable(layer):
-                        base, delta = layer.get_base_layer(), layer.get_delta_weight(self.adapter)
-                        swapped.append((layer, base.weight.data))
-                        base.weight.data = base.weight.data + delta.to(base.weight.dtype)
-                        layer._active_adapter = []
-                yield
-            finally:
-                for layer, weight in swapped:
-                    layer.get_base_layer().weight.data = weight
-
-    def _mergeable(self, layer: Any) -> bool:
-        name = str(self.adapter)
-        if not isinstance(layer, LoraLayer) or name not in layer.lora_A or layer.use_dora.get(name):
-            return False
-        weight: Any = getattr(layer.get_base_layer(), "weight", torch.zeros(0, dtype=torch.int8))
-        tied = weight is self.backbone.get_input_embeddings().weight
-        # bitsandbytes has integers; and in 16 bits W + BA would round most of BA away.
-        exact = weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(weight.device.type)
-        return exact and not tied and not layer.lora_bias.get(name)
-
 
 class Roles(nn.Module):
     """Policy, reference, reward and value, and the models that they live in."""
@@ -110,6 +79,7 @@ class Roles(nn.Module):
     def __init__(self, models: dict[str, nn.Module], policy: Role, reference: Role, reward: Role, value: Role):
         super().__init__()
         self.models = nn.ModuleDict(models)
+        fuse_lora(self.models)
         self.policy, self.reference, self.reward, self.value = policy, reference, reward, value
         self.config = policy.backbone.config
 

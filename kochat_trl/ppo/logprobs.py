@@ -39,7 +39,8 @@ def token_logprobs(head: nn.Module, hidden: Tensor, tokens: Tensor, temperature:
 
 def _scores(head: nn.Module, hidden: Tensor, temperature: float) -> Tensor:
     scores = head(hidden)
-    return (scores if scores.dtype == torch.float64 else scores.float()) / temperature
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    return scores if temperature == 1 else scores / temperature
 
 
 def _logprobs(head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -56,19 +57,22 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, head: nn.Linear, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        # Few tensors of this size, each used again: on a CPU fresh memory takes longer than the arithmetic.
         scores = _scores(head, hidden, temperature)
-        log_probabilities = scores - scores.logsumexp(1, keepdim=True)
-        probabilities = log_probabilities.exp()
-        entropies = -torch.linalg.vecdot(probabilities, log_probabilities)
+        scores -= scores.amax(1, keepdim=True)
+        chosen = scores.gather(1, tokens[:, None])
+        probabilities = scores.exp()
+        total = probabilities.sum(1, keepdim=True)
+        entropies = total.log() - scores.mul_(probabilities).sum(1, keepdim=True) / total
         if ctx.needs_input_grad[1]:
             # The difference is taken among probabilities, in full precision: among word vectors it would be rounding
             # error wherever the policy is sure.
-            ones = torch.ones_like(probabilities[:, :1])
-            residual = probabilities.neg_().scatter_add_(1, tokens[:, None], ones)
+            residual = probabilities.div_(-total).scatter_add_(1, tokens[:, None], torch.ones_like(total))
             ctx.save_for_backward((residual.to(head.weight.dtype) @ head.weight).to(scores.dtype) / temperature)
             ctx.dtype = hidden.dtype
+        entropies = entropies.squeeze(1)
         ctx.mark_non_differentiable(entropies)
-        return log_probabilities.gather(1, tokens[:, None]).squeeze(1), entropies
+        return (chosen - total.log()).squeeze(1), entropies
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[None, Tensor, None, None]:

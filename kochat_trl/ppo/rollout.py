@@ -42,7 +42,7 @@ def sample_responses(
     """
     responses: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    with policy.merged(), _without_checkpointing(policy.backbone):
+    with policy.active(), _without_checkpointing(policy.backbone):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             for row, response in zip(

@@ -1,6 +1,7 @@
 """Quantization, LoRA and the score head, with real bitsandbytes on the CPU."""
 
 import copy
+from pathlib import Path
 
 from kochat_trl.arguments import ModelArguments
 from kochat_trl.data.convert import encode_dialogue
@@ -171,6 +172,17 @@ def test_gradients_ignore_padding(tiny_base, tiny_tokenizer, batch, loading):
     assert all(gradient.abs().max() > 0 for gradient in clean)
     poisoned = torch.where(mask.bool(), ids, torch.full_like(ids, 77))
     torch.testing.assert_close(gradients(poisoned), clean, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("loading", ["int8", "nf4"])
+def test_a_quantized_model_lets_its_file_go(tiny_base, tiny_tokenizer, loading):
+    """What stays a float would else be a view of the file, and hold all of its float32 weights in memory."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("only Linux lists a process's mapped files")
+    model = load_causal_lm(tiny_base, arguments(loading), tiny_tokenizer)
+    assert str(tiny_base) not in maps.read_text()
+    assert model.transformer.wte.weight is model.lm_head.weight  # still tied
 
 
 def test_all_linear_of_a_llama(tmp_path, tiny_tokenizer):

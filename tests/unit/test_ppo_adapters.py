@@ -10,7 +10,7 @@ from kochat_trl.ppo.adapters import Role, adapter_parameters, load_roles, one_ba
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -118,9 +118,9 @@ value_models = pytest.mark.parametrize("value_model", ["adapter", "shared"])
 
 
 @torch.no_grad()
-def read(role: Role, how="active"):
+def read(role: Role):
     """Hidden states of the words, and what the head makes of them."""
-    with getattr(role, how)():
+    with role.active():
         hidden = role.hidden(IDS, MASK)
         return hidden[MASK.bool()], role.head(hidden)[MASK.bool()]
 
@@ -193,7 +193,6 @@ def test_adapters_of_other_kinds(folders, special, tmp_path):
     roles = one_backbone(folders.backbone(), sft, folders.reward)
     expected = read_model(load_adapter(folders.backbone(), sft))
     torch.testing.assert_close(read(roles.policy), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(read(roles.policy, "merged"), expected, rtol=0, atol=1e-5)
     assert apart(expected, read_model(load_adapter(folders.backbone(), folders.sft)))
     found = {id(parameter) for parameter in adapter_parameters(roles, "policy")}
     assert found == {id(parameter) for name, parameter in roles.named_parameters() if belongs_to(name, "policy")}
@@ -202,8 +201,7 @@ def test_adapters_of_other_kinds(folders, special, tmp_path):
 def test_a_role_without_adapter_is_the_bare_model(folders):
     roles = folders.roles()
     bare = Role(roles.models["policy"], roles.policy.head, None)
-    for how in ("active", "merged"):
-        assert equal(read(bare, how), read_model(folders.backbone()))
+    assert equal(read(bare), read_model(folders.backbone()))
 
 
 def test_adapters_on_a_bfloat16_backbone_are_float32(folders):
@@ -216,9 +214,6 @@ def test_adapters_on_a_bfloat16_backbone_are_float32(folders):
     assert (hidden.dtype, values.dtype) == (torch.bfloat16, torch.float32)
     exact = read(folders.roles().value)
     torch.testing.assert_close(values, exact[1], rtol=0.1, atol=0.1)
-    active, merged = read(roles.policy), read(roles.policy, "merged")
-    assert merged[0].dtype == torch.bfloat16
-    torch.testing.assert_close(merged, active, rtol=0.1, atol=0.1)
 
 
 # Switching.
@@ -238,13 +233,12 @@ def test_active_switches_the_adapter_and_nothing_else(folders):
     assert state(roles) == before
 
 
-@pytest.mark.parametrize("how", ["active", "merged"])
-def test_an_error_inside_leaves_all_as_it_was(folders, how):
+def test_an_error_inside_leaves_all_as_it_was(folders):
     roles = folders.roles()
     before, expected = state(roles), read_all(roles)
 
     def fail():
-        with roles.reward.active(), getattr(roles.policy, how)():
+        with roles.reward.active(), roles.policy.active():
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -344,48 +338,6 @@ def test_gradient_checkpointing_changes_no_gradient(folders, loading):
     assert passes == [2, 4]
     assert set(found[0]) == trained(roles)
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
-
-
-# Merging.
-
-
-@loadings
-@pytest.mark.parametrize("name", ["policy", "value"])
-def test_merged_is_the_same_model_and_leaves_no_trace(folders, name, loading):
-    roles = folders.roles(loading=loading)
-    role = getattr(roles, name)
-    layers = [layer.get_base_layer() for layer in role.layers]
-    adapted = [role.adapter in layer.lora_A for layer in role.layers]
-    before = [(layer.weight, layer.weight.data_ptr(), layer.weight.clone()) for layer in layers]
-    switches, expected = state(roles), read(role)
-    bare = role.backbone.wte if folders.kind == "gpt2" else role.backbone.embed_tokens
-    embedding = bare.weight.clone()
-    with role.merged():
-        for layer, base, (_, pointer, _), on in zip(role.layers, layers, before, adapted, strict=True):
-            swapped = loading == "float32" and on
-            assert (base.weight.data_ptr() != pointer) == swapped
-            assert layer._active_adapter == ([] if swapped else [name])
-        hidden = role.hidden(IDS, MASK)[MASK.bool()]
-        torch.testing.assert_close((hidden, role.head(hidden)), expected, rtol=0, atol=1e-5)
-        assert torch.equal(bare.weight, embedding)
-    for base, (parameter, pointer, weight) in zip(layers, before, strict=True):
-        assert base.weight is parameter
-        assert base.weight.data_ptr() == pointer
-        assert torch.equal(base.weight, weight)
-    assert state(roles) == switches
-    assert equal(read(role), expected)
-    assert 0 < sum(adapted) < len(adapted)
-
-
-@pytest.mark.parametrize("settings", [{"lora_bias": True}, {"target_modules": ["lm_head"]}], ids=["bias", "tied head"])
-def test_merged_adapters_that_change_more_than_a_matrix(settings):
-    """A bias of their own; and GPT-2's head, whose matrix is also the embedding."""
-    torch.manual_seed(0)
-    config = LoraConfig(**({"r": 2, "target_modules": ["c_attn"], "fan_in_fan_out": True} | settings))
-    model = get_peft_model(AutoModelForCausalLM.from_config(SHAPES["gpt2"]).eval(), config, adapter_name="policy")
-    stir((p for p in model.parameters() if p.requires_grad), 0)
-    role = Role(model, model.get_base_model().lm_head, "policy")
-    torch.testing.assert_close(read(role, "merged"), read(role), rtol=0, atol=1e-5)
 
 
 @gpt2

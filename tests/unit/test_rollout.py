@@ -204,22 +204,13 @@ def test_gradient_checkpointing_changes_no_sample(kind):
 
 @kinds
 def test_samples_of_an_adapter_equal_the_loop(kind):
-    """Sampling merges it; the loop doesn't."""
     targets = {"gpt2": ["c_attn", "c_fc"], "llama": ["q_proj", "down_proj"]}[kind]
     config = LoraConfig(r=4, target_modules=targets, fan_in_fan_out=kind == "gpt2", init_lora_weights=False)
     base = sample(role_of(causal_lm(kind)), stop=None)
     model = get_peft_model(causal_lm(kind), config)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
     ours = sample(Role(model, model.get_base_model().lm_head, "default"), stop=None)
     assert ours == naive_sample(model)
     assert ours != base
-    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
-    calls = []
-    for name, module in model.named_modules():
-        if name.endswith("lora_A.default"):
-            module.register_forward_hook(lambda *_: calls.append(1))
-    sample(Role(model, model.get_base_model().lm_head, "default"))
-    assert not calls
 
 
 def test_seeds_are_the_same_everywhere():

@@ -1,0 +1,94 @@
+"""LoRA layers with one function for the whole product, forward and backward.
+
+PEFT adds s·B(Ax) to the frozen layer's output in steps, each of which makes a tensor as large as the output. Here the
+products add to what is there, and only x and Ax are kept for the backward pass.
+"""
+
+from typing import Any
+
+import torch
+from bitsandbytes.functional import int8_vectorwise_dequant
+from bitsandbytes.nn import Linear8bitLt
+from peft.tuners.lora import Linear
+from peft.tuners.lora.bnb import Linear8bitLt as LoraLinear8bitLt
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+def fuse_lora(model: nn.Module) -> None:
+    """Let every LoRA layer of `model`, on a float or int8 base, compute in one function, wherever it can.
+
+    That is with one active adapter that is a plain one (no dropout, DoRA or bias) on a frozen layer, in one dtype,
+    without autocast. All else goes PEFT's way, as before.
+    """
+    for module in model.modules():
+        if type(module) in FUSED:
+            module.__class__ = FUSED[type(module)]
+
+
+class _Fused:
+    """Another forward for PEFT's layers."""
+
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        name = self.active_adapters[0] if len(self.active_adapters) == 1 else ""
+        if args or kwargs or self.disable_adapters or self.merged or not self._is_plain(name, x):
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        return _LoraProduct.apply(x, self.get_base_layer(), a, b, self.scaling[name])
+
+    def _is_plain(self: Any, name: str, x: Tensor) -> bool:
+        if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name]:
+            return False
+        dropout = self.lora_dropout[name]
+        if self.training and isinstance(dropout, nn.Dropout) and dropout.p > 0:
+            return False
+        base = self.get_base_layer()
+        if type(base) not in (nn.Linear, Conv1D, Linear8bitLt) or any(p.requires_grad for p in base.parameters()):
+            return False
+        dtypes = {x.dtype, self.lora_A[name].weight.dtype, *(p.dtype for p in base.parameters())} - {torch.int8}
+        return len(dtypes) == 1 and not torch.is_autocast_enabled(x.device.type)
+
+
+class FusedLinear(_Fused, Linear):
+    pass
+
+
+class FusedLinear8bitLt(_Fused, LoraLinear8bitLt):
+    pass
+
+
+FUSED: dict[type, type] = {Linear: FusedLinear, LoraLinear8bitLt: FusedLinear8bitLt}
+
+
+class _LoraProduct(torch.autograd.Function):
+    """y = base(x) + s·(xAᵀ)Bᵀ, where the base is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, base: nn.Module, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        y = base(x)
+        rows = x.reshape(-1, x.shape[-1])
+        low = rows @ a.T
+        y.view(-1, y.shape[-1]).addmm_(low, b.T, alpha=scale)
+        ctx.save_for_backward(rows, low, a, b)
+        ctx.base, ctx.scale, ctx.shape = base, scale, x.shape
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
+        rows, low, a, b = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        grad_low = (grad @ b).mul_(ctx.scale)
+        to_x, _, to_a, to_b, _ = ctx.needs_input_grad
+        grad_x = (grad @ _matrix(ctx.base).to(grad.dtype)).addmm_(grad_low, a).view(ctx.shape) if to_x else None
+        grad_a = grad_low.T @ rows if to_a else None
+        grad_b = (grad.T @ low).mul_(ctx.scale) if to_b else None
+        return grad_x, None, grad_a, grad_b, None
+
+
+def _matrix(base: Any) -> Tensor:
+    """The (outputs, inputs) matrix of a layer."""
+    if isinstance(base, Linear8bitLt):
+        scales: Any = base.state.SCB
+        return int8_vectorwise_dequant(base.weight.data, scales)
+    return base.weight.T if isinstance(base, Conv1D) else base.weight

@@ -127,7 +127,7 @@ def parse_arguments(stage: Stage, default_config: str, argv: list[str]) -> Argum
     values = {}
     for key, (value, where) in read_config(Path(path)).items():
         if key not in known:
-            raise UserError(f"{where}: unknown key '{key}'{_nearest(key, known)}")
+            raise UserError(f"{where}: unknown key '{key}'{nearest(key, known)}")
         if value != parser.get_default(key):
             values[key] = _checked(value, hints[key], f"{where}: key '{key}'")
         choices = actions[key].choices
@@ -136,7 +136,7 @@ def parse_arguments(stage: Stage, default_config: str, argv: list[str]) -> Argum
     parser.set_defaults_with_config(**values)
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise UserError(f"command line: unknown {unknown[0]}{_nearest(unknown[0], known)}")
+        raise UserError(f"command line: unknown {unknown[0]}{nearest(unknown[0], known)}")
 
     resolved = vars(namespace)
     del resolved["config"]
@@ -206,7 +206,8 @@ def _read_config(path: Path, children: list[Path]) -> dict[str, tuple[Any, str]]
     return _read_config(path.parent / parent, [*children, path.resolve()]) | config
 
 
-def _nearest(key: str, known: set[str]) -> str:
+def nearest(key: str, known: set[str]) -> str:
+    """The end of a sentence about an unknown key: the known one that it is most like."""
     matches = difflib.get_close_matches(key.lstrip("-").replace("-", "_"), sorted(known), n=1)
     return f". Did you mean '{matches[0]}'?" if matches else ". See --help for the keys."
 

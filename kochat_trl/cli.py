@@ -32,6 +32,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_data_commands(data.add_subparsers(metavar="COMMAND", required=True))
     reward = groups.add_parser("reward", help="evaluate a reward model, and score answers with it")
     _add_reward_commands(reward.add_subparsers(metavar="COMMAND", required=True))
+    _add_generating_commands(groups)
+    _add_pipeline_command(groups)
     return parser
 
 
@@ -212,12 +214,67 @@ def _add_reward_commands(commands: Any) -> None:
     _add_invalid(score)
 
 
-def _add_loading(parser: Any) -> None:
+def _add_generating_commands(commands: Any) -> None:
+    presets = "greedy, sample (the whole distribution, as PPO does), beam, top_k, top_p, course (the course's settings)"
+    generate = _add(
+        commands,
+        generate_file,
+        "generate",
+        'kochat generate outputs/kogpt2/sft --prompt "불고기용 고기 한우에요?" --compare greedy,beam,top_p '
+        "--reward-model outputs/kogpt2/reward",
+    )
+    generate.add_argument("model", metavar="MODEL", help="base, adapter or merged model: folder or Hub name")
+    source = generate.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", nargs="+", metavar="TEXT", help="one or more prompts")
+    source.add_argument("--file", metavar="FILE", help="any data file that has prompts")
+    strategy = generate.add_mutually_exclusive_group()
+    strategy.add_argument("--decoding", default="greedy", metavar="PRESET", help=f"{presets}; default: greedy")
+    strategy.add_argument("--compare", metavar="PRESET,PRESET", help="answer with each, side by side")
+    generate.add_argument("--reward-model", metavar="MODEL", help="with --compare: its score of each answer")
+    generate.add_argument("--output", metavar="OUT.jsonl", help="write the answers there, a new file")
+    generate.add_argument("--limit", type=int, metavar="N", help="only the first N records of --file")
+    _add_settings(generate)
+    _add_loading(generate)
+    _add_invalid(generate)
+
+    chat = _add(commands, chat_with, "chat", "kochat chat outputs/kogpt2/ppo --decoding top_p --set max_new_tokens=96")
+    chat.add_argument("model", metavar="MODEL", help="base, adapter or merged model: folder or Hub name")
+    chat.add_argument("--decoding", default="top_p", metavar="PRESET", help=f"{presets}; default: top_p")
+    _add_settings(chat)
+    _add_loading(chat, batches=False)
+
+
+def _add_pipeline_command(commands: Any) -> None:
+    pipeline = _add(commands, run_pipeline, "run", "kochat run configs/kogpt2 --dry-run")
+    pipeline.add_argument("configs", metavar="CONFIGS", help="a folder with sft.yaml, reward.yaml and ppo.yaml")
+    pipeline.add_argument(
+        "--from", dest="first", metavar="STAGE", help="run this stage and those after it again: sft, reward, ppo, merge"
+    )
+    pipeline.add_argument("--dry-run", action="store_true", help="print the plan, and run nothing")
+    pipeline.add_argument("--seed", type=int, help="of all stages, instead of the configs'")
+    pipeline.add_argument(
+        "--accelerate", metavar="YAML", help="launcher config (default: configs/accelerate/one_gpu.yaml, or cpu.yaml)"
+    )
+
+
+def _add_settings(parser: Any) -> None:
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="fields of transformers' GenerationConfig over the preset's, such as temperature=0.7 max_new_tokens=96",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+
+
+def _add_loading(parser: Any, batches: bool = True) -> None:
     loading = parser.add_mutually_exclusive_group()
     loading.add_argument("--load-in-8bit", action="store_const", dest="loading", const="int8", help="weights in int8")
     loading.add_argument("--load-in-4bit", action="store_const", dest="loading", const="nf4", help="weights in nf4")
     parser.set_defaults(loading="float32")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts at once (default: 64)")
+    if batches:
+        parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts at once (default: 64)")
 
 
 def _add_invalid(parser: Any) -> None:
@@ -417,6 +474,115 @@ def score_file(arguments: argparse.Namespace) -> None:
     rows = score_records(arguments.model, records, arguments.loading, arguments.batch_size)
     written = write_records(arguments.output, "lines", rows)
     print(f"{written} scores, written to {arguments.output}.")
+
+
+def generate_file(arguments: argparse.Namespace) -> None:
+    """Answer prompts: with one decoding strategy, or with several side by side.
+
+    --compare shows, for each prompt and strategy, the answer, its tokens, distinct-2 (different pairs of tokens over
+    all pairs: low where it repeats itself), the mean log-probability of a token, and the reward model's score.
+    """
+    from . import generate as gen
+    from .data.writers import refuse_existing, write_records
+
+    if arguments.reward_model and not arguments.compare:
+        raise UserError("--reward-model scores the answers of --compare; for a file of answers: kochat reward score")
+    if arguments.output:
+        refuse_existing(arguments.output)
+    names = arguments.compare.split(",") if arguments.compare else [arguments.decoding]
+    strategies = {name: gen.decoding(name, arguments.set) for name in names}
+    prompts: list[str] = arguments.prompt
+    invalid: list[RecordError] = []
+    if arguments.file:
+        from .data.build import read_prompts
+
+        prompts, invalid = read_prompts(arguments.file, arguments.invalid_records == "skip", arguments.limit)
+    _list_invalid(invalid)
+    model, tokenizer = _policy(arguments)
+    if arguments.compare:
+        scorer = None
+        if arguments.reward_model:
+            from .evaluate import load_scorer
+            from .tokenizer import load_tokenizer
+
+            if load_tokenizer(arguments.reward_model).get_vocab() != tokenizer.get_vocab():
+                raise UserError(f"{arguments.reward_model} has another vocabulary than {arguments.model}")
+            scorer = load_scorer(arguments.reward_model, "float32", tokenizer)
+        rows = gen.compare_decoding(model, tokenizer, prompts, strategies, arguments.seed, scorer)
+        gen.print_comparison(rows, _console())
+    else:
+        settings = strategies[names[0]]
+        answers = gen.generate_answers(model, tokenizer, prompts, settings, arguments.batch_size, arguments.seed)
+        rows = [{"prompt": p, "completion": a.text, "ended": a.ended} for p, a in zip(prompts, answers, strict=True)]
+        if not arguments.output:
+            for row in rows:
+                print(row["completion"] if len(rows) == 1 else f"{row['prompt']}\n  → {row['completion']}")
+    if arguments.output:
+        write_records(arguments.output, "lines", rows)
+        print(f"{len(rows)} answers, written to {arguments.output}.")
+
+
+def chat_with(arguments: argparse.Namespace) -> None:
+    """Talk with a model: it remembers the conversation, and answers word by word.
+
+    /reset starts anew; /exit, Ctrl-D or Ctrl-C ends.
+    """
+    import torch
+
+    from .generate import Chat, decoding
+
+    settings = decoding(arguments.decoding, arguments.set)
+    model, tokenizer = _policy(arguments)
+    torch.manual_seed(arguments.seed)
+    chat = Chat(model, tokenizer, settings)
+    print("/reset starts anew, /exit ends.")
+    while True:
+        try:
+            text = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if text == "/exit":
+            return
+        if text == "/reset":
+            chat.reset()
+        elif text:
+            try:
+                _, forgotten = chat.say(text)
+            except UserError as error:
+                print(f"error: {error}")
+                continue
+            except KeyboardInterrupt:
+                print()
+                return
+            if forgotten:
+                print(f"(forgotten, to make room: the first {forgotten} of what you said, and the answers)")
+
+
+def run_pipeline(arguments: argparse.Namespace) -> None:
+    """Run SFT, reward model, PPO and merge, each by its recipe; the same command goes on where it stopped.
+
+    A finished stage is kept, one that broke off goes on from its last checkpoint, and what depends on a stage that
+    runs runs again. An output that is in the way is renamed.
+    """
+    from .pipeline import make_plan, print_plan, run_plan
+
+    steps = make_plan(arguments.configs, arguments.first, arguments.seed, arguments.accelerate)
+    print_plan(steps, _console())
+    if not arguments.dry_run:
+        run_plan(steps, _console())
+        print(f"Done. Talk with the model: kochat chat {steps[-1].output}")
+
+
+def _policy(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    from .arguments import ModelArguments
+    from .evaluate import LOADING
+    from .models import load_policy
+    from .tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(arguments.model)
+    settings: dict[str, Any] = LOADING[arguments.loading]
+    return load_policy(arguments.model, ModelArguments(dtype="float32", **settings), tokenizer), tokenizer
 
 
 def _record_at(file: str, index: int) -> RawRecord:

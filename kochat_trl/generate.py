@@ -1,22 +1,90 @@
-"""Answers from a causal LM."""
+"""Answers from a causal LM, by any decoding strategy, and what is said of them; and a chat."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
-from .data.convert import encode_prompts
+from .arguments import nearest
+from .data.convert import Messages, encode_after, encode_prompts, render
+from .errors import UserError
+
+# Every field that changes an answer, as it does nothing: a preset says all that differs, and nothing leaks in from
+# the generation config that a model was saved with.
+PLAIN: dict[str, Any] = {
+    "max_new_tokens": 64,
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "num_beams": 1,
+    "early_stopping": False,
+    "length_penalty": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sample": {"do_sample": True},  # the whole distribution, as PPO samples
+    "beam": {"num_beams": 7, "no_repeat_ngram_size": 2},
+    "top_k": {"do_sample": True, "top_k": 50},
+    "top_p": {"do_sample": True, "top_p": 0.9},
+    # As the course reads its SFT model's answers.
+    "course": {
+        "do_sample": True,
+        "top_k": 50,
+        "num_beams": 4,
+        "repetition_penalty": 2.0,
+        "no_repeat_ngram_size": 4,
+        "early_stopping": True,
+    },
+}
+SEVERAL = ("num_return_sequences", "return_dict_in_generate", "num_beam_groups")  # more than an answer to a prompt
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A response, and whether the model ended it itself (as against running into the length limit)."""
+    """A response: its text, and its ids, the end-of-sequence token among them where the model `ended` it itself."""
 
     text: str
+    ids: tuple[int, ...]
     ended: bool
+
+
+def decoding(preset: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Every generation setting of a preset, with `FIELD=VALUE`s over it (values are read as YAML).
+
+    Raises `UserError` for a preset or a field of transformers' GenerationConfig that there is none of.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"there is no preset '{preset}'; there are {', '.join(PRESETS)}")
+    settings = PLAIN | PRESETS[preset]
+    known = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {*SEVERAL}
+    for word in overrides:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--set: found '{word}', expected FIELD=VALUE, such as temperature=0.7")
+        if name not in known:
+            raise UserError(f"--set: a generation config has no '{name}' here{nearest(name, known)}")
+        settings[name] = yaml.safe_load(value)
+    return settings
+
+
+def _config(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    try:
+        return GenerationConfig(**ids | settings)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--set: {error}") from None
 
 
 @torch.no_grad()
@@ -24,37 +92,164 @@ def generate_answers(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    max_new_tokens: int,
-    temperature: float = 1.0,
+    settings: dict[str, Any],
     batch_size: int = 64,
     seed: int = 0,
 ) -> list[Answer]:
-    """Answer each prompt, templated, by sampling from the whole distribution; greedily at temperature 0.
+    """Answer each prompt, templated, with `settings` of `decoding`; prompts of like length go together.
 
-    Every generation setting is given here, so nothing leaks in from a saved generation config. The result is the same
-    for the same seed, batch size and order of prompts.
+    The result is the same for the same seed, batch size and prompts. Raises `UserError` if a prompt and its answer may
+    take more positions than the model has.
     """
     torch.manual_seed(seed)
     model.eval()
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        temperature=temperature or 1.0,
-        top_k=0,
-        top_p=1.0,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    answers: list[Answer] = []
-    for start in tqdm(range(0, len(prompts), batch_size), desc="answering", leave=False):
-        rows = [{"input_ids": ids} for ids in encode_prompts(tokenizer, prompts[start : start + batch_size])]
-        batch = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device)
-        output = model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
-        for ids in output.tolist():
-            ended = tokenizer.eos_token_id in ids
-            end = ids.index(tokenizer.eos_token_id) if ended else len(ids)
-            answers.append(Answer(str(tokenizer.decode(ids[:end], skip_special_tokens=True)).strip(), ended))
-    return answers
+    config = _config(settings, tokenizer)
+    ids = encode_prompts(tokenizer, prompts)
+    check_room(model, max(map(len, ids), default=0), settings["max_new_tokens"])
+    answers: dict[int, Answer] = {}
+    by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    for start in tqdm(range(0, len(ids), batch_size), desc="answering", delay=2, leave=False):
+        places = by_length[start : start + batch_size]
+        batch = tokenizer.pad([{"input_ids": ids[i]} for i in places], padding_side="left", return_tensors="pt")
+        output = _generate(model, config, **batch.to(model.device))
+        for i, row in zip(places, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            answers[i] = _answer(tokenizer, row)
+    return [answers[i] for i in range(len(ids))]
+
+
+def _generate(model: Any, config: GenerationConfig, **inputs: Any) -> torch.Tensor:
+    """transformers' generate() without the model's own generation config, which fills in what `config` has as None."""
+    own, model.generation_config = model.generation_config, config
+    try:
+        return model.generate(**inputs, generation_config=config)
+    finally:
+        model.generation_config = own
+
+
+def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Answer:
+    """The answer in the ids of a row: what is up to the end-of-sequence token."""
+    ended = tokenizer.eos_token_id in ids
+    if ended:
+        ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
+    return Answer(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), tuple(ids), ended)
+
+
+def check_room(model: Any, prompt_tokens: int, new_tokens: int) -> None:
+    """Raise `UserError` if a prompt of so many tokens leaves no room for an answer in the model's positions."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and prompt_tokens + new_tokens > positions:
+        raise UserError(
+            f"a prompt of {prompt_tokens} tokens and an answer of up to {new_tokens} don't fit the model's {positions} "
+            "positions; shorten the prompt, or lower max_new_tokens"
+        )
+
+
+@torch.no_grad()
+def mean_logprob(model: Any, prompt_ids: Sequence[int], answer: Answer) -> float:
+    """The mean of log p(token) over the tokens of an answer, in nats, under the model itself (temperature 1)."""
+    ids = torch.tensor([[*prompt_ids, *answer.ids]], device=model.device)
+    logits = model(input_ids=ids).logits[0, len(prompt_ids) - 1 : -1].float()
+    logprobs = logits.log_softmax(-1).gather(1, ids[0, len(prompt_ids) :, None])
+    return logprobs.mean().item()
+
+
+def distinct(texts: Iterable[Sequence[Any]], n: int) -> float:
+    """Distinct-n of Li et al. 2016 (1510.03055): different n-grams over all n-grams, of all texts together.
+
+    1 where nothing is repeated, near 0 where everything is; 1 if no text has n tokens.
+    """
+    grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def compare_decoding(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    strategies: dict[str, dict[str, Any]],
+    seed: int,
+    scorer: Any = None,
+) -> list[dict[str, Any]]:
+    """A row for each prompt and strategy: the answer, its length, distinct-2, mean log-probability, and score.
+
+    `scorer` is a reward model over the same vocabulary; it reads what was generated, also where no end was.
+    """
+    from .evaluate import score_ids
+
+    rows = []
+    prompt_ids = encode_prompts(tokenizer, prompts)
+    for name, settings in strategies.items():
+        answers = generate_answers(model, tokenizer, prompts, settings, seed=seed)
+        full = [[*ids, *answer.ids] for ids, answer in zip(prompt_ids, answers, strict=True)]
+        scores = score_ids(scorer, tokenizer, full) if scorer is not None else [None] * len(full)
+        for prompt, ids, answer, score in zip(prompts, prompt_ids, answers, scores, strict=True):
+            row = {"prompt": prompt, "decoding": name, "completion": answer.text, "ended": answer.ended}
+            row |= {"tokens": len(answer.ids), "distinct_2": distinct([answer.ids], 2)}
+            row |= {"logprob": mean_logprob(model, ids, answer)} | ({} if score is None else {"score": score})
+            rows.append(row)
+    return sorted(rows, key=lambda row: prompts.index(row["prompt"]))
+
+
+def print_comparison(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """A table for each prompt, a line for each strategy."""
+    scored = any("score" in row for row in rows)
+    for prompt in dict.fromkeys(row["prompt"] for row in rows):
+        table = Table(title=Text(prompt), title_justify="left", show_lines=True)
+        table.add_column("decoding")
+        table.add_column("answer", overflow="fold", ratio=1)
+        for heading in ("tokens", "distinct-2", "log p a token", *(["score"] if scored else [])):
+            table.add_column(heading, justify="right")
+        for row in rows:
+            if row["prompt"] == prompt:
+                end = "" if row["ended"] else " …"  # cut at max_new_tokens
+                figures = [f"{row['tokens']}", f"{row['distinct_2']:.2f}", f"{row['logprob']:.2f}"]
+                score = [f"{row['score']:.2f}"] if scored else []
+                table.add_row(row["decoding"], Text(row["completion"] + end), *figures, *score)
+        console.print(table)
+
+
+class Chat:
+    """A conversation with a model: it remembers, and answers word by word."""
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]):
+        self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings
+        self.messages: list[dict[str, str]] = []
+
+    @torch.no_grad()
+    def say(self, text: str) -> tuple[str, int]:
+        """The answer to `text`, printed while it comes, and how many exchanges were forgotten to make room for it.
+
+        Beams have no first word until they have the last, and are printed then. Raises `UserError` if `text` alone
+        doesn't fit the model.
+        """
+        self.messages.append({"role": "user", "content": text})
+        forgotten = 0
+        while True:
+            ids = self._ids(self.messages)
+            try:
+                check_room(self.model, len(ids), self.settings["max_new_tokens"])
+                break
+            except UserError:
+                if len(self.messages) == 1:
+                    self.messages.clear()
+                    raise
+                del self.messages[:2]
+                forgotten += 1
+        batch = torch.tensor([ids], device=self.model.device)
+        streams = self.settings["num_beams"] == 1
+        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
+        config = _config(self.settings, self.tokenizer)
+        mask = torch.ones_like(batch)
+        output = _generate(self.model, config, input_ids=batch, attention_mask=mask, streamer=streamer)
+        answer = _answer(self.tokenizer, output[0, len(ids) :].tolist())
+        if not streams:
+            print(answer.text)
+        self.messages.append({"role": "assistant", "content": answer.text})
+        return answer.text, forgotten
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.messages.clear()
+
+    def _ids(self, messages: Messages) -> list[int]:
+        return encode_after(self.tokenizer, [""], [render(self.tokenizer, messages, prompt=True)])[0]

@@ -1,6 +1,6 @@
 """The whole pipeline at toy size, with no network: sample data → tiny base → SFT → reward model → PPO → merge → table.
 
-    python scripts/demo.py --seed 0        # what `make demo` runs
+    python scripts/demo.py --seed 0        # what `make demo` runs; from the base on it is `kochat run configs/tiny`
 
 Everything goes to outputs/demo; an earlier demo there is renamed, not deleted.
 """
@@ -20,49 +20,28 @@ from rich.console import Console
 from rich.table import Table
 
 OUTPUT = Path("outputs/demo")
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
-LAUNCH += ["--num_cpu_threads_per_process", str(os.cpu_count())]
 console = Console()
 
 
-def recipe(stage: str, seed: int) -> list[str]:
-    return [*LAUNCH, f"recipes/{stage}.py", "--config", f"configs/tiny/{stage}.yaml", "--seed", str(seed)]
-
-
-def script(name: str, *arguments: str) -> list[str]:
-    return [sys.executable, f"scripts/{name}.py", *arguments]
-
-
 def run_stages(seed: int) -> dict[str, float]:
-    """Run every stage as a user would, from the command line; return the seconds of each."""
+    """Make data and a base, and run the pipeline on them; return the seconds of each stage."""
     from kochat_trl.data.sample import write_sample_data
+    from kochat_trl.pipeline import make_plan, run_plan
 
-    base, ppo, merged = str(OUTPUT / "base"), str(OUTPUT / "ppo"), str(OUTPUT / "merged")
-    seconds = {}
-
-    def timed(name: str, work: Any) -> Any:
-        console.rule(f"[bold]{name}")
-        started = time.perf_counter()
-        result = work()
-        seconds[name] = round(time.perf_counter() - started, 1)
-        return result
-
-    def command(line: list[str]) -> Any:
-        return lambda: subprocess.run(line, check=True)
-
-    data = timed("data", lambda: write_sample_data(OUTPUT / "data", seed))
-    timed("base", command(script("make_tiny_base", "--text", str(data["text"]), "--output", base, "--seed", str(seed))))
-    for stage in ("sft", "reward", "ppo"):
-        timed(stage, command(recipe(stage, seed)))
-    timed("merge", command(script("merge_lora", "--adapter", ppo, "--output", merged)))
-    return seconds
+    started = time.perf_counter()
+    text = str(write_sample_data(OUTPUT / "data", seed)["text"])
+    base = ["scripts/make_tiny_base.py", "--text", text, "--output", str(OUTPUT / "base"), "--seed", str(seed)]
+    if subprocess.run([sys.executable, *base]).returncode:
+        raise UserError("the tiny base could not be made; the message is above")
+    seconds = {"data and base": round(time.perf_counter() - started, 1)}
+    return seconds | run_plan(make_plan("configs/tiny", seed=seed), console)
 
 
 def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, list[str]], list[str]]:
     """Mean judge score, with its interval, of base, SFT and PPO on every held-out prompt; four answers of each."""
     from kochat_trl.arguments import ModelArguments
     from kochat_trl.data.sample import Judge, make_questions, mean_interval
-    from kochat_trl.generate import generate_answers
+    from kochat_trl.generate import decoding, generate_answers
     from kochat_trl.models import load_policy
     from kochat_trl.tokenizer import load_tokenizer
 
@@ -74,7 +53,7 @@ def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, list[str]], list[
         path = str(OUTPUT / folder)
         tokenizer = load_tokenizer(path)
         model = load_policy(path, ModelArguments(dtype="float32"), tokenizer)
-        answers = generate_answers(model, tokenizer, prompts, max_new_tokens=24, seed=seed)
+        answers = generate_answers(model, tokenizer, prompts, decoding("sample", ["max_new_tokens=24"]), seed=seed)
         points = [judge.score(p, a.text, a.ended) for p, a in zip(prompts, answers, strict=True)]
         mean, low, high = mean_interval(points)
         scores[name] = {"mean": mean, "low": low, "high": high, "n": len(points)}
@@ -112,10 +91,7 @@ def main() -> None:
     set_aside(OUTPUT)
 
     started = time.perf_counter()
-    try:
-        seconds = run_stages(seed)
-    except subprocess.CalledProcessError as error:
-        raise UserError(f"the demo stopped at: {' '.join(map(str, error.cmd))}") from None
+    seconds = run_stages(seed)
     console.rule("[bold]judge")
     scores, samples, prompts = judge_models(seed)
     seconds["total"] = round(time.perf_counter() - started, 1)

@@ -38,13 +38,15 @@ def gather_answers(
     if Path(source).is_file():
         return read_answers(source, prompts)
     from ..arguments import ModelArguments
-    from ..generate import generate_answers
+    from ..generate import decoding, generate_answers
     from ..models import load_policy
     from ..tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(source)
     model = load_policy(source, ModelArguments(dtype="float32"), tokenizer)
-    answers = generate_answers(model, tokenizer, prompts, max_new_tokens, temperature, seed=seed)
+    settings = decoding("sample" if temperature else "greedy") | {"max_new_tokens": max_new_tokens}
+    settings |= {"temperature": temperature} if temperature else {}
+    answers = generate_answers(model, tokenizer, prompts, settings, seed=seed)
     return [answer.text for answer in answers]
 
 

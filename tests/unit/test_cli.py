@@ -1,12 +1,14 @@
 """`kochat`: every example of every --help, and what goes wrong."""
 
 import argparse
+import io
 import json
 import shlex
 import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 from kochat_trl.arguments import ModelArguments, RecipeArguments
 from kochat_trl.cli import make_parser
@@ -19,6 +21,8 @@ from kochat_trl.reward import RankingTrainer
 import pytest
 from transformers import DataCollatorWithPadding
 from trl import RewardConfig, SFTConfig, SFTTrainer
+
+ROOT = Path(__file__).parents[2]
 
 
 def commands(parser, name="kochat"):
@@ -42,15 +46,17 @@ def project(tmp_path_factory, tiny_base, tiny_reward):
     for name, count in {"sft": 100, "rm_eval": 40}.items():  # as many as are quickly scored
         few = json.loads(written[name].read_text(encoding="utf-8-sig"))[:count]
         written[name].write_text(json.dumps(few), encoding="utf-8")
-    for name in ("skt/kogpt2-base-v2", "outputs/kogpt2/sft"):
+    for name in ("skt/kogpt2-base-v2", "outputs/kogpt2/sft", "outputs/kogpt2/ppo"):
         shutil.copytree(tiny_base, folder / name)
     shutil.copytree(tiny_reward, folder / "outputs/kogpt2/reward")
+    shutil.copytree(ROOT / "configs/kogpt2", folder / "configs/kogpt2")
     return folder
 
 
 @pytest.fixture
 def kochat(kochat, monkeypatch, project):
-    """Run `kochat …` in the project's folder."""
+    """Run `kochat …` in the project's folder, with nothing to say."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     monkeypatch.chdir(project)
     return kochat
 

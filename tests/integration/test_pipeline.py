@@ -1,0 +1,203 @@
+"""`kochat run`: what it plans from what is there, and the whole of it with real recipes."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from kochat_trl.errors import UserError
+from kochat_trl.pipeline import Step, make_plan, run_plan
+
+import pytest
+import yaml
+from rich.console import Console
+
+ROOT = Path(__file__).parents[2]
+STAGES = ["sft", "reward", "ppo", "merge"]
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch):
+    """A set of configs whose outputs are in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    for stage in STAGES[:3]:
+        values = {"output_dir": f"out/{stage}", "use_peft": True, "learning_rate": "1e-3", "seed": 7}
+        (folder / f"{stage}.yaml").write_text(yaml.safe_dump(values))
+    return folder
+
+
+def finish(*stages, **settings):
+    for stage in stages:
+        output = Path("out") / ("merged" if stage == "merge" else stage)
+        output.mkdir(parents=True, exist_ok=True)
+        name = "config.json" if stage == "merge" else "metrics.json"
+        (output / name).write_text("{}")
+        resolved = {"output_dir": f"out/{stage}", "learning_rate": 1e-3, "seed": 7} | settings
+        (output / "resolved.yaml").write_text(yaml.safe_dump(resolved))
+
+
+def checkpoint(stage, step, whole=True):
+    folder = Path("out") / stage / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    if whole:
+        (folder / "trainer_state.json").write_text("{}")
+
+
+def states(steps):
+    return {step.stage: step.why if step.command else "done" for step in steps}
+
+
+RENAMED = "again; what is there is renamed"
+
+
+def test_a_new_run(configs):
+    steps = make_plan(configs)
+    assert states(steps) == dict.fromkeys(STAGES, "new")
+    assert [step.output for step in steps] == [Path("out/sft"), Path("out/reward"), Path("out/ppo"), Path("out/merged")]
+    for step in steps[:3]:
+        assert f"recipes/{step.stage}.py" in " ".join(step.command)
+        assert step.command[-2:] == ["--config", f"{configs}/{step.stage}.yaml"]
+        assert Path(step.command[step.command.index("--config_file") + 1]).resolve() == ROOT / (
+            "configs/accelerate/cpu.yaml"
+        )
+    assert steps[3].command[2:] == ["--adapter", "out/ppo", "--output", "out/merged"]
+
+
+def test_launcher_and_seed(configs):
+    steps = make_plan(configs, seed=3, launcher="mine.yaml")
+    for step in steps[:3]:
+        assert step.command[step.command.index("--config_file") + 1] == "mine.yaml"
+        assert step.command[-2:] == ["--seed", "3"]
+
+
+@pytest.mark.parametrize(
+    ("done", "expected"),
+    [
+        (STAGES, dict.fromkeys(STAGES, "done")),
+        (["sft"], {"sft": "done", "reward": "new", "ppo": "new", "merge": "new"}),
+        (["reward", "ppo", "merge"], {"sft": "new", "reward": "done", "ppo": RENAMED, "merge": RENAMED}),
+        (["sft", "ppo", "merge"], {"sft": "done", "reward": "new", "ppo": RENAMED, "merge": RENAMED}),
+        (["sft", "reward", "ppo"], {"sft": "done", "reward": "done", "ppo": "done", "merge": "new"}),
+    ],
+    ids=["all", "sft", "no sft", "no reward", "no merge"],
+)
+def test_what_is_done_is_kept_and_what_depends_on_the_rest_is_not(configs, done, expected):
+    finish(*done)
+    steps = make_plan(configs)
+    assert states(steps) == expected
+    for step in steps[:3]:
+        if step.command:
+            assert ("--overwrite_output_dir" in step.command) == (step.why == RENAMED)
+
+
+def test_a_stage_that_broke_off_goes_on_from_its_last_whole_checkpoint(configs):
+    finish("sft", "reward")
+    for step, whole in (5, True), (20, True), (100, False):
+        checkpoint("ppo", step, whole)
+    step = make_plan(configs)[2]
+    assert step.why == "goes on from checkpoint-20"
+    assert step.command[-2:] == ["--resume_from_checkpoint", "out/ppo/checkpoint-20"]
+
+
+def test_a_stage_that_broke_off_without_a_checkpoint_starts_anew(configs):
+    Path("out/sft").mkdir(parents=True)
+    assert states(make_plan(configs))["sft"] == "new"  # an empty folder is in nobody's way
+    Path("out/sft/samples.jsonl").write_text("")
+    assert states(make_plan(configs))["sft"] == RENAMED
+
+
+def test_a_checkpoint_of_other_inputs_is_not_gone_on_from(configs):
+    finish("sft")
+    checkpoint("ppo", 5)
+    assert states(make_plan(configs))["ppo"] == RENAMED  # as there is a new reward model
+
+
+def test_from(configs):
+    finish(*STAGES)
+    assert states(make_plan(configs, "reward")) == {"sft": "done"} | dict.fromkeys(STAGES[1:], RENAMED)
+    assert states(make_plan(configs, "merge")) == dict.fromkeys(STAGES[:3], "done") | {"merge": RENAMED}
+    shutil.rmtree("out/reward")
+    with pytest.raises(UserError, match="reward isn't finished"):
+        make_plan(configs, "ppo")
+    with pytest.raises(UserError, match="--from: found 'rm', expected sft, reward, ppo, merge"):
+        make_plan(configs, "rm")
+
+
+def test_no_merge_without_an_adapter(configs):
+    path = configs / "ppo.yaml"
+    path.write_text(path.read_text().replace("use_peft: true", "use_peft: false"))
+    assert [step.stage for step in make_plan(configs)] == STAGES[:3]
+
+
+def test_other_settings_than_a_finished_stage_had(configs):
+    finish(*STAGES)
+    with pytest.raises(UserError, match="sft was run with seed: 7, and its config says 8"):
+        make_plan(configs, seed=8)
+    finish("reward", learning_rate=2e-3)
+    with pytest.raises(UserError, match=r"reward was run with learning_rate: 0\.002, and its config says 0\.001"):
+        make_plan(configs)
+    assert states(make_plan(configs, "reward"))["reward"] == RENAMED
+
+
+def test_configs_that_are_none(configs):
+    (configs / "reward.yaml").unlink()
+    with pytest.raises(UserError, match=r"sft.yaml, reward.yaml, ppo.yaml; no .*reward.yaml"):
+        make_plan(configs)
+    (configs / "reward.yaml").write_text("seed: 1")
+    with pytest.raises(UserError, match=r"reward.yaml: 'output_dir' is not set"):
+        make_plan(configs)
+
+
+def test_a_stage_that_fails_stops_the_rest(tmp_path):
+    marker = tmp_path / "ran"
+    steps = [
+        Step("sft", tmp_path, None, "done"),
+        Step("reward", tmp_path, [sys.executable, "-c", "raise SystemExit(3)"], "new"),
+        Step("ppo", tmp_path, [sys.executable, "-c", f"open({str(marker)!r}, 'w')"], "new"),
+    ]
+    with pytest.raises(UserError, match="reward failed"):
+        run_plan(steps, Console())
+    assert not marker.exists()
+    assert set(run_plan(steps[::2], Console())) == {"ppo"}
+    assert marker.exists()
+
+
+def test_the_pipeline_runs_and_goes_on(tiny_base, kochatgpt_files, tmp_path, kochat, monkeypatch):
+    """Real recipes, launched by accelerate; then PPO is broken off, and the same command goes on with it."""
+    common = {"use_peft": True, "use_cpu": True, "lora_r": 4, "report_to": "none", "logging_steps": 1}
+    common |= {"save_strategy": "steps", "save_steps": 1, "seed": 0}
+    sft = {"model_name_or_path": tiny_base, "train_files": [kochatgpt_files["sft"]], "max_steps": 2}
+    reward = {"model_name_or_path": tiny_base, "train_files": [kochatgpt_files["reward"]], "max_steps": 2}
+    ppo = {"sft_model_path": "out/sft", "reward_model_path": "out/reward", "train_files": [kochatgpt_files["ppo"]]}
+    ppo |= {"per_device_train_batch_size": 2, "num_mini_batches": 1, "total_episodes": 4, "response_length": 4}
+    (tmp_path / "set").mkdir()
+    for stage, values in {"sft": sft, "reward": reward, "ppo": ppo}.items():
+        values |= common | {"output_dir": f"out/{stage}"}
+        if stage == "ppo":
+            del values["lora_r"]
+        (tmp_path / f"set/{stage}.yaml").write_text(yaml.safe_dump(values))
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        code, printed = kochat("run", "set", *words)
+        assert code == 0, printed
+        return printed
+
+    printed = run("--dry-run")
+    assert not (tmp_path / "out").exists()
+    assert printed.count("\n$ python") == 4
+    run()
+    weights = (tmp_path / "out/merged/model.safetensors").read_bytes()
+    (tmp_path / "out/ppo/metrics.json").unlink()
+    shutil.rmtree(tmp_path / "out/ppo/checkpoint-2")
+    before = (tmp_path / "out/sft/metrics.json").stat().st_mtime
+    printed = run()
+    assert "goes on from checkpoint-1" in printed
+    assert (tmp_path / "out/sft/metrics.json").stat().st_mtime == before
+    assert json.loads((tmp_path / "out/ppo/metrics.json").read_text())["episode"] == 4
+    assert (tmp_path / "out/merged/model.safetensors").read_bytes() == weights
+    assert (tmp_path / "out/merged-1/model.safetensors").read_bytes() == weights
+    assert run().count("done") >= 4

@@ -246,10 +246,17 @@ def _add_generating_commands(commands: Any) -> None:
 
 def _add_pipeline_command(commands: Any) -> None:
     pipeline = _add(commands, run_pipeline, "run", "kochat run configs/kogpt2 --dry-run")
-    pipeline.add_argument("configs", metavar="CONFIGS", help="a folder with sft.yaml, reward.yaml and ppo.yaml")
-    pipeline.add_argument(
-        "--from", dest="first", metavar="STAGE", help="run this stage and those after it again: sft, reward, ppo, merge"
+    report = _add(commands, make_report, "report", "kochat report outputs/kogpt2/ppo --limit 8")
+    report.add_argument(
+        "run", metavar="RUN", help="the output folder of a PPO run; the stages before it are found there"
     )
+    report.add_argument("--prompts", metavar="FILE", help="any data file that has prompts (default: what SFT held out)")
+    report.add_argument("--limit", type=int, default=200, metavar="N", help="prompts to ask (default: 200)")
+    report.add_argument("--output", metavar="DIR", help="for report.html and report.json (default: RUN/report)")
+    report.add_argument("--seed", type=int, default=0, help="of the answers (default: 0)")
+
+    pipeline.add_argument("configs", metavar="CONFIGS", help="a folder with sft.yaml, reward.yaml and ppo.yaml")
+    pipeline.add_argument("--from", dest="first", metavar="STAGE", help="run this stage and those after it again")
     pipeline.add_argument("--dry-run", action="store_true", help="print the plan, and run nothing")
     pipeline.add_argument("--seed", type=int, help="of all stages, instead of the configs'")
     pipeline.add_argument(
@@ -560,7 +567,7 @@ def chat_with(arguments: argparse.Namespace) -> None:
 
 
 def run_pipeline(arguments: argparse.Namespace) -> None:
-    """Run SFT, reward model, PPO and merge, each by its recipe; the same command goes on where it stopped.
+    """Run SFT, reward model, PPO, merge and report, one after the other; the same command goes on where it stopped.
 
     A finished stage is kept, one that broke off goes on from its last checkpoint, and what depends on a stage that
     runs runs again. An output that is in the way is renamed.
@@ -571,7 +578,24 @@ def run_pipeline(arguments: argparse.Namespace) -> None:
     print_plan(steps, _console())
     if not arguments.dry_run:
         run_plan(steps, _console())
-        print(f"Done. Talk with the model: kochat chat {steps[-1].output}")
+        outputs = {step.stage: step.output for step in steps}
+        print(f"What PPO changed: {outputs['report']}/report.html")
+        print(f"Talk with the model: kochat chat {outputs.get('merge', outputs['ppo'])}")
+
+
+def make_report(arguments: argparse.Namespace) -> None:
+    """Show what a PPO run changed: base, SFT and PPO side by side, in one page that needs no network.
+
+    The page has every model's answers to held-out prompts with the reward model's score, win rates, KL, likeness to
+    references, curves of all stages, and what to worry about. report.json has the same as numbers.
+    """
+    from .report import build_report, write_report
+
+    report = build_report(arguments.run, arguments.prompts, arguments.limit, arguments.seed)
+    page = write_report(report, arguments.output or Path(arguments.run) / "report")
+    for worry in report["worries"]:
+        print(f"! {worry['sign']}\n  {worry['advice']}")
+    print(f"Written to {page}, and report.json beside it.")
 
 
 def _policy(arguments: argparse.Namespace) -> tuple[Any, Any]:

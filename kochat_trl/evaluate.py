@@ -23,7 +23,6 @@ from transformers import PreTrainedTokenizerBase
 
 from .arguments import ModelArguments
 from .data.convert import IGNORED, Messages, conversation, encode_dialogues
-from .data.faults import has_hangul
 from .data.rankings import RankingOrder
 from .data.readers import read_records
 from .data.reading import sign_test
@@ -31,6 +30,7 @@ from .data.records import BrokenRecordsError, Dialogue, Ranking, RecordError, ki
 from .data.writers import new_file, refuse_existing, to_json
 from .errors import UserError
 from .models import load_reward_model
+from .text_metrics import hangul_share
 from .tokenizer import load_tokenizer
 
 Loading = Literal["float32", "int8", "nf4"]
@@ -148,8 +148,7 @@ class Answer:
     @property
     def hangul(self) -> float:
         """The share of Hangul in its letters; 0 if it has none."""
-        letters = [character for character in self.text if character.isalpha()]
-        return fmean(map(has_hangul, letters)) if letters else 0.0
+        return hangul_share(self.text)
 
 
 RankedAnswers = tuple[str, list[Answer]]  # a prompt, and the answers to it that were ranked

@@ -1,6 +1,6 @@
 """Answers from a causal LM, by any decoding strategy, and what is said of them; and a chat."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 from .arguments import nearest
 from .data.convert import Messages, encode_after, encode_prompts, render
 from .errors import UserError
+from .text_metrics import distinct
 
 # Every field that changes an answer, as it does nothing: a preset says all that differs, and nothing leaks in from
 # the generation config that a model was saved with.
@@ -151,15 +152,6 @@ def mean_logprob(model: Any, prompt_ids: Sequence[int], answer: Answer) -> float
     logits = model(input_ids=ids).logits[0, len(prompt_ids) - 1 : -1].float()
     logprobs = logits.log_softmax(-1).gather(1, ids[0, len(prompt_ids) :, None])
     return logprobs.mean().item()
-
-
-def distinct(texts: Iterable[Sequence[Any]], n: int) -> float:
-    """Distinct-n of Li et al. 2016 (1510.03055): different n-grams over all n-grams, of all texts together.
-
-    1 where nothing is repeated, near 0 where everything is; 1 if no text has n tokens.
-    """
-    grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def compare_decoding(

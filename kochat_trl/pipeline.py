@@ -1,4 +1,4 @@
-"""SFT → reward model → PPO → merge as one command, which goes on where it stopped.
+"""SFT → reward model → PPO → merge → report as one command, which goes on where it stopped.
 
 Every stage is the command that a person would type, in a process of its own.
 """
@@ -21,9 +21,16 @@ from .arguments import read_config
 from .errors import UserError
 
 ROOT = Path(__file__).parents[1]
-NEEDS: dict[str, tuple[str, ...]] = {"sft": (), "reward": (), "ppo": ("sft", "reward"), "merge": ("ppo",)}
+NEEDS: dict[str, tuple[str, ...]] = {
+    "sft": (),
+    "reward": (),
+    "ppo": ("sft", "reward"),
+    "merge": ("ppo",),
+    "report": ("sft", "reward", "ppo"),
+}
+RECIPES = ("sft", "reward", "ppo")
 # A file that a finished stage has, and a stage that broke off has not.
-FINISHED = dict.fromkeys(("sft", "reward", "ppo"), "metrics.json") | {"merge": "config.json"}
+FINISHED = dict.fromkeys(RECIPES, "metrics.json") | {"merge": "config.json", "report": "report.html"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Step:
 def make_plan(
     folder: str | Path, first: str | None = None, seed: int | None = None, launcher: str | None = None
 ) -> list[Step]:
-    """The steps of the stages that `folder` has a config of: sft.yaml, reward.yaml and ppo.yaml, and the merge.
+    """The steps of the stages that `folder` has a config of (sft.yaml, reward.yaml, ppo.yaml), merge and report.
 
     A finished stage is kept, one that broke off goes on from its last checkpoint or, without one, starts anew; what
     depends on a stage that runs runs again. With `first`, that stage and all after it run again. What was there is
@@ -48,7 +55,7 @@ def make_plan(
     Raises `UserError` if a config can't be read, if a finished stage was run with other settings than the config has
     now, or if a stage before `first` isn't finished.
     """
-    configs = {stage: Path(folder) / f"{stage}.yaml" for stage in NEEDS if stage != "merge"}
+    configs = {stage: Path(folder) / f"{stage}.yaml" for stage in RECIPES}
     if missing := [str(path) for path in configs.values() if not path.is_file()]:
         raise UserError(f"{folder}: a set of configs is a folder with sft.yaml, reward.yaml, ppo.yaml; no {missing[0]}")
     values = {stage: {key: value for key, (value, _) in read_config(path).items()} for stage, path in configs.items()}
@@ -58,6 +65,7 @@ def make_plan(
     outputs = {stage: Path(found["output_dir"]) for stage, found in values.items()}
     if values["ppo"].get("use_peft"):
         outputs["merge"] = outputs["ppo"].with_name("merged")
+    outputs["report"] = outputs["ppo"].with_name("report")
     order = list(outputs)
     if first is not None and first not in order:
         raise UserError(f"--from: found '{first}', expected {', '.join(order)}")
@@ -84,6 +92,8 @@ def make_plan(
         if stage == "merge":
             command = [sys.executable, _of_project("scripts/merge_lora.py")]
             command += ["--adapter", str(outputs["ppo"]), "--output", str(output)]
+        elif stage == "report":
+            command = [sys.executable, "-m", "kochat_trl.cli", "report", str(outputs["ppo"]), "--output", str(output)]
         else:
             command = [*_launch(launcher), _of_project(f"recipes/{stage}.py"), "--config", str(configs[stage])]
             command += options if seed is None else [*options, "--seed", str(seed)]

@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 ROOT = Path(__file__).parents[2]
-STAGES = ["sft", "reward", "ppo", "merge"]
+STAGES = ["sft", "reward", "ppo", "merge", "report"]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def finish(*stages, **settings):
     for stage in stages:
         output = Path("out") / ("merged" if stage == "merge" else stage)
         output.mkdir(parents=True, exist_ok=True)
-        name = "config.json" if stage == "merge" else "metrics.json"
+        name = {"merge": "config.json", "report": "report.html"}.get(stage, "metrics.json")
         (output / name).write_text("{}")
         resolved = {"output_dir": f"out/{stage}", "learning_rate": 1e-3, "seed": 7} | settings
         (output / "resolved.yaml").write_text(yaml.safe_dump(resolved))
@@ -55,7 +55,7 @@ RENAMED = "again; what is there is renamed"
 def test_a_new_run(configs):
     steps = make_plan(configs)
     assert states(steps) == dict.fromkeys(STAGES, "new")
-    assert [step.output for step in steps] == [Path("out/sft"), Path("out/reward"), Path("out/ppo"), Path("out/merged")]
+    assert [str(step.output) for step in steps] == ["out/sft", "out/reward", "out/ppo", "out/merged", "out/report"]
     for step in steps[:3]:
         assert f"recipes/{step.stage}.py" in " ".join(step.command)
         assert step.command[-2:] == ["--config", f"{configs}/{step.stage}.yaml"]
@@ -63,6 +63,7 @@ def test_a_new_run(configs):
             "configs/accelerate/cpu.yaml"
         )
     assert steps[3].command[2:] == ["--adapter", "out/ppo", "--output", "out/merged"]
+    assert steps[4].command[3:] == ["report", "out/ppo", "--output", "out/report"]
 
 
 def test_launcher_and_seed(configs):
@@ -75,18 +76,19 @@ def test_launcher_and_seed(configs):
 @pytest.mark.parametrize(
     ("done", "expected"),
     [
-        (STAGES, dict.fromkeys(STAGES, "done")),
-        (["sft"], {"sft": "done", "reward": "new", "ppo": "new", "merge": "new"}),
-        (["reward", "ppo", "merge"], {"sft": "new", "reward": "done", "ppo": RENAMED, "merge": RENAMED}),
-        (["sft", "ppo", "merge"], {"sft": "done", "reward": "new", "ppo": RENAMED, "merge": RENAMED}),
-        (["sft", "reward", "ppo"], {"sft": "done", "reward": "done", "ppo": "done", "merge": "new"}),
+        (STAGES, "ddddd"),
+        (["sft"], "dnnnn"),
+        (["reward", "ppo", "merge"], "ndrrn"),
+        (["sft", "ppo", "merge", "report"], "dnrrr"),
+        (["sft", "reward", "ppo", "report"], "dddnd"),
     ],
     ids=["all", "sft", "no sft", "no reward", "no merge"],
 )
 def test_what_is_done_is_kept_and_what_depends_on_the_rest_is_not(configs, done, expected):
     finish(*done)
     steps = make_plan(configs)
-    assert states(steps) == expected
+    words = {"d": "done", "n": "new", "r": RENAMED}
+    assert states(steps) == {stage: words[letter] for stage, letter in zip(STAGES, expected, strict=True)}
     for step in steps[:3]:
         if step.command:
             assert ("--overwrite_output_dir" in step.command) == (step.why == RENAMED)
@@ -117,18 +119,19 @@ def test_a_checkpoint_of_other_inputs_is_not_gone_on_from(configs):
 def test_from(configs):
     finish(*STAGES)
     assert states(make_plan(configs, "reward")) == {"sft": "done"} | dict.fromkeys(STAGES[1:], RENAMED)
-    assert states(make_plan(configs, "merge")) == dict.fromkeys(STAGES[:3], "done") | {"merge": RENAMED}
+    merge_on = dict.fromkeys(STAGES[:3], "done") | {"merge": RENAMED, "report": RENAMED}
+    assert states(make_plan(configs, "merge")) == merge_on
     shutil.rmtree("out/reward")
     with pytest.raises(UserError, match="reward isn't finished"):
         make_plan(configs, "ppo")
-    with pytest.raises(UserError, match="--from: found 'rm', expected sft, reward, ppo, merge"):
+    with pytest.raises(UserError, match="--from: found 'rm', expected sft, reward, ppo, merge, report"):
         make_plan(configs, "rm")
 
 
 def test_no_merge_without_an_adapter(configs):
     path = configs / "ppo.yaml"
     path.write_text(path.read_text().replace("use_peft: true", "use_peft: false"))
-    assert [step.stage for step in make_plan(configs)] == STAGES[:3]
+    assert [step.stage for step in make_plan(configs)] == ["sft", "reward", "ppo", "report"]
 
 
 def test_other_settings_than_a_finished_stage_had(configs):
@@ -188,7 +191,7 @@ def test_the_pipeline_runs_and_goes_on(tiny_base, kochatgpt_files, tmp_path, koc
 
     printed = run("--dry-run")
     assert not (tmp_path / "out").exists()
-    assert printed.count("\n$ python") == 4
+    assert printed.count("\n$ python") == 5
     run()
     weights = (tmp_path / "out/merged/model.safetensors").read_bytes()
     (tmp_path / "out/ppo/metrics.json").unlink()
@@ -200,4 +203,5 @@ def test_the_pipeline_runs_and_goes_on(tiny_base, kochatgpt_files, tmp_path, koc
     assert json.loads((tmp_path / "out/ppo/metrics.json").read_text())["episode"] == 4
     assert (tmp_path / "out/merged/model.safetensors").read_bytes() == weights
     assert (tmp_path / "out/merged-1/model.safetensors").read_bytes() == weights
-    assert run().count("done") >= 4
+    assert (tmp_path / "out/report/report.html-1").is_file()
+    assert run().count("done") >= 5

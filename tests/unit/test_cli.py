@@ -19,6 +19,7 @@ from kochat_trl.models import load_causal_lm, new_reward_model
 from kochat_trl.reward import RankingTrainer
 
 import pytest
+import yaml
 from transformers import DataCollatorWithPadding
 from trl import RewardConfig, SFTConfig, SFTTrainer
 
@@ -50,6 +51,16 @@ def project(tmp_path_factory, tiny_base, tiny_reward):
         shutil.copytree(tiny_base, folder / name)
     shutil.copytree(tiny_reward, folder / "outputs/kogpt2/reward")
     shutil.copytree(ROOT / "configs/kogpt2", folder / "configs/kogpt2")
+    stages = {
+        "sft": {"model_name_or_path": "skt/kogpt2-base-v2", "eval_files": []},
+        "reward": {},
+        "ppo": {"sft_model_path": "outputs/kogpt2/sft", "reward_model_path": "outputs/kogpt2/reward"}
+        | {"eval_files": [], "train_files": ["data/kochatgpt/kochatgpt_3_PPO.jsonl"]}
+        | {"response_length": 64, "temperature": 1.0},
+    }
+    for name, settings in stages.items():
+        (folder / "outputs/kogpt2" / name / "resolved.yaml").write_text(yaml.safe_dump(settings))
+        (folder / "outputs/kogpt2" / name / "metrics.json").write_text('{"history": []}')
     return folder
 
 

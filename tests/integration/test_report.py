@@ -1,0 +1,260 @@
+"""What the report says, from adapters drawn at random; and its page, in a browser where there is one."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from kochat_trl.arguments import ModelArguments
+from kochat_trl.data.convert import encode_prompt
+from kochat_trl.errors import UserError
+from kochat_trl.evaluate import load_scorer, score_ids, wilson_interval
+from kochat_trl.generate import decoding, generate_answers
+from kochat_trl.merge import PROBES
+from kochat_trl.models import add_lora, load_causal_lm, load_policy
+from kochat_trl.report import Run, build_report, read_questions, render_page, worries, write_report
+
+import pytest
+import torch
+import yaml
+
+FOUR = [prompt for prompt, _ in PROBES]
+MODELS = ("base", "sft", "ppo")
+HISTORY = {
+    "sft": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.5}],
+    "reward": [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.5}, {"step": 2, "eval_accuracy": 0.9}],
+    "ppo": [{"step": i, "objective/scores": i / 2, "objective/kl": float(i)} for i in range(3)],
+}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base, tiny_tokenizer, tiny_reward, kochatgpt_files, tmp_path_factory):
+    """The folders of SFT, reward model and PPO."""
+    folder = tmp_path_factory.mktemp("run")
+    args = ModelArguments(use_peft=True, lora_r=4, dtype="float32")
+    for seed, name in enumerate(("sft", "ppo")):
+        model = add_lora(load_causal_lm(tiny_base, args, tiny_tokenizer), args)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.save_pretrained(folder / name)
+        tiny_tokenizer.save_pretrained(folder / name)
+    shutil.copytree(tiny_reward, folder / "reward")
+    settings = {
+        "sft": {"model_name_or_path": tiny_base, "eval_files": [kochatgpt_files["sft"]]},
+        "reward": {"model_name_or_path": tiny_base},
+        "ppo": {"sft_model_path": str(folder / "sft"), "reward_model_path": str(folder / "reward")}
+        | {"response_length": 6, "temperature": 1.0, "kl_target": None, "eval_files": []}
+        | {"train_files": [kochatgpt_files["ppo"]]},
+    }
+    for name, values in settings.items():
+        (folder / name / "resolved.yaml").write_text(yaml.safe_dump(values))
+        (folder / name / "metrics.json").write_text(json.dumps({"history": HISTORY[name]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(run):
+    return build_report(run / "ppo", seed=1)
+
+
+def test_it_asks_what_sft_held_out_after_the_courses_four(run, report, kochatgpt_files):
+    records = json.loads(Path(kochatgpt_files["sft"]).read_text(encoding="utf-8-sig"))
+    expected = dict.fromkeys([*FOUR, *(record["prompt"] for record in records)])
+    assert [row["prompt"] for row in report["answers"]] == list(expected)
+    references = {record["prompt"]: record["completion"] for record in records}
+    assert {row["prompt"]: row["reference"] for row in report["answers"] if row["reference"]} == references
+    assert report["run"]["held_out"]
+    assert report["run"]["prompts"] == len(expected)
+
+
+def test_other_prompts(run, tmp_path, write):
+    found = Run.of(run / "ppo")
+    file = write("p.jsonl", json.dumps([{"prompt": "하나"}, {"prompt": ""}, {"prompt": "둘"}, {"prompt": "하나"}]))
+    assert read_questions(found, file) == ([*FOUR, "하나", "둘"], {}, True)
+    assert read_questions(found, file, limit=1)[0] == [*FOUR, "하나"]
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    for name, changes in {"sft": {"eval_files": []}, "ppo": {"sft_model_path": str(copied / "sft")}}.items():
+        path = copied / name / "resolved.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    prompts, _, held_out = read_questions(Run.of(copied / "ppo"), None)
+    assert len(prompts) > len(FOUR)
+    assert not held_out
+
+
+def test_answers_scores_and_wins(run, report, tiny_base, tiny_tokenizer):
+    prompts = [row["prompt"] for row in report["answers"]]
+    settings = decoding("sample", ["max_new_tokens=6"])
+    scorer = load_scorer(str(run / "reward"), "float32", tiny_tokenizer)
+    for name, path in {"base": tiny_base, "sft": str(run / "sft"), "ppo": str(run / "ppo")}.items():
+        model = load_policy(path, ModelArguments(dtype="float32"), tiny_tokenizer)
+        answers = generate_answers(model, tiny_tokenizer, prompts, settings, seed=1)
+        ids = [[*encode_prompt(tiny_tokenizer, p), *a.ids] for p, a in zip(prompts, answers, strict=True)]
+        for row, answer, score in zip(report["answers"], answers, score_ids(scorer, tiny_tokenizer, ids), strict=True):
+            assert (row[name]["text"], row[name]["tokens"]) == (answer.text, len(answer.ids))
+            assert row[name]["score"] == pytest.approx(score, abs=1e-6)
+        scores = [row[name]["score"] for row in report["answers"]]
+        assert report["metrics"][name]["score"] == pytest.approx(sum(scores) / len(scores))
+    gaps = [row["ppo"]["score"] - row["sft"]["score"] for row in report["answers"]]
+    better = [0.5 if gap == 0 else float(gap > 0) for gap in gaps]
+    assert set(better) == {0.0, 0.5, 1.0}
+    win = report["wins"]["ppo over sft"]
+    assert win["share"] == pytest.approx(sum(better) / len(better))
+    assert (win["low"], win["high"]) == pytest.approx(wilson_interval(sum(better), len(better)))
+
+
+def test_kl(run, report, tiny_tokenizer):
+    """The mean, over PPO's answers, of log π − log π_ref of the whole answer."""
+    prompts = [row["prompt"] for row in report["answers"]]
+    models = {n: load_policy(str(run / n), ModelArguments(dtype="float32"), tiny_tokenizer) for n in ("ppo", "sft")}
+    answers = generate_answers(models["ppo"], tiny_tokenizer, prompts, decoding("sample", ["max_new_tokens=6"]), seed=1)
+    total = 0.0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = encode_prompt(tiny_tokenizer, prompt)
+        for name, sign in (("ppo", 1), ("sft", -1)):
+            with torch.no_grad():
+                logits = models[name].eval()(input_ids=torch.tensor([[*ids, *answer.ids]])).logits[0].double()
+            for i, token in enumerate(answer.ids):
+                total += sign * logits[len(ids) - 1 + i].log_softmax(-1)[token].item()
+    assert report["kl"]["mean"] == pytest.approx(total / len(prompts), abs=1e-4)
+    assert report["kl"]["low"] < report["kl"]["mean"] < report["kl"]["high"]
+
+
+def test_curves_are_the_stages_histories(report):
+    assert report["curves"] == HISTORY
+
+
+def test_folders_that_are_no_run(run, tmp_path):
+    with pytest.raises(UserError, match=r"no resolved\.yaml there"):
+        build_report(tmp_path)
+    with pytest.raises(UserError, match=r"not the output of recipes/ppo\.py"):
+        build_report(run / "sft")
+
+
+# --- Worries
+
+
+@pytest.fixture
+def fine():
+    """Figures that nothing is wrong with."""
+    metrics = {"tokens": 20.0, "distinct_2": 0.8, "ended": 0.9, "hangul": 0.95, "score": 0.0}
+    return {
+        "metrics": {name: dict(metrics) for name in MODELS},
+        "wins": {"ppo over sft": {"share": 0.8, "low": 0.7, "high": 0.87, "n": 100}},
+        "kl": {"mean": 4.0, "low": 3.0, "high": 5.0},
+    }
+
+
+@pytest.fixture
+def settings(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    rules = {"longer answer wins": {"beaten": True}, "more Hangul wins": {"beaten": True}}
+    (tmp_path / "evaluation/evaluation.json").write_text(json.dumps({"baselines": rules}))
+    return {"reward_model_path": str(tmp_path), "kl_target": None}
+
+
+def test_nothing_to_worry_about(fine, settings):
+    assert worries(fine, settings) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sign"),
+    [
+        ({"wins": {"ppo over sft": {"share": 0.52, "low": 0.42, "high": 0.62, "n": 100}}}, "can't be told from SFT"),
+        ({"kl": {"mean": 0.01, "low": -0.02, "high": 0.04}}, "can't be told from SFT"),
+        ({"wins": {"ppo over sft": {"share": 0.2, "low": 0.1, "high": 0.3, "n": 100}}}, "score worse than SFT's"),
+        ({"kl": {"mean": 20.1, "low": 15.0, "high": 25.0}}, "20.1 nats a response from SFT"),
+        ({"ppo": {"tokens": 30.1}}, "grew from 20 to 30 tokens"),
+        ({"ppo": {"distinct_2": 0.55}}, "repeats itself"),
+        ({"ppo": {"ended": 0.7}}, "fell from 90% to 70%"),
+        ({"ppo": {"hangul": 0.8}}, "share of Hangul fell to 80%"),
+    ],
+)
+def test_each_worry(fine, settings, change, sign):
+    changed = copy.deepcopy(fine)
+    if "ppo" in change:
+        changed["metrics"]["ppo"] |= change["ppo"]
+    else:
+        changed |= change
+    found = worries(changed, settings)
+    assert len(found) == 1
+    assert sign in found[0]["sign"]
+    assert found[0]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"), [("tokens", 30.0), ("distinct_2", 0.57), ("ended", 0.73), ("hangul", 0.86)]
+)
+def test_just_short_of_a_worry(fine, settings, metric, value):
+    fine["metrics"]["ppo"][metric] = value
+    assert worries(fine, settings) == []
+
+
+def test_the_kl_target_is_the_measure(fine, settings):
+    assert worries(fine, settings | {"kl_target": 2.5}) == []
+    assert "over 3.8" in worries(fine, settings | {"kl_target": 1.9})[0]["sign"]
+
+
+def test_a_reward_model_that_nobody_looked_at_or_that_is_a_rule(fine, settings, tmp_path):
+    path = tmp_path / "evaluation/evaluation.json"
+    rules = json.loads(path.read_text())
+    rules["baselines"]["longer answer wins"]["beaten"] = False
+    path.write_text(json.dumps(rules))
+    (found,) = worries(fine, settings)
+    assert "no better than the rule 'longer answer wins'" in found["sign"]
+    path.unlink()
+    (found,) = worries(fine, settings)
+    assert "kochat reward eval" in found["advice"]
+
+
+# --- The page
+
+
+def test_the_page_needs_nothing_else(report):
+    page = render_page(report)
+    links = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
+    assert all(link.startswith(("#", "data:")) for link in links)
+    assert not re.findall(r"@import|url\((?!#)", page)
+    assert page.count("<svg") == 6  # scores, score against KL; SFT loss, reward loss, PPO score and KL
+    assert "SFT held-out loss: 2.500" in page
+
+
+def test_texts_stand_in_the_page_as_they_are(report):
+    odd = copy.deepcopy(report)
+    odd["answers"][0]["prompt"] = "<script>alert(1)</script> & 가"
+    page = render_page(odd)
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; 가" in page
+
+
+def test_an_older_report_is_kept(report, tmp_path):
+    page = write_report(report, tmp_path / "report")
+    assert json.loads((tmp_path / "report/report.json").read_text(encoding="utf-8")) == report
+    page.write_text("mine")
+    write_report(report, tmp_path / "report")
+    assert (tmp_path / "report/report.html-1").read_text() == "mine"
+    assert page.read_text(encoding="utf-8") == render_page(report)
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+def test_the_page_fits_the_screen(report, tmp_path, width):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    script = "<script>document.title = [innerWidth, document.documentElement.scrollWidth].join(' ')</script>"
+    page = tmp_path / "page.html"
+    page.write_text(render_page(report).replace("</body>", f"{script}</body>"), encoding="utf-8")
+    # A window can't be narrower than 500 pixels, but a frame can.
+    frame = tmp_path / "frame.html"
+    frame.write_text(f'<iframe src="page.html" width="{width}" height="800" onload="document.title = '
+                     "contentDocument.title\"></iframe>")  # fmt: skip
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    command += [f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=5000", "--dump-dom", str(frame)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    inner, scroll = re.search(r"<title>(\d+) (\d+)</title>", done.stdout).groups()
+    assert int(scroll) <= int(inner) <= width

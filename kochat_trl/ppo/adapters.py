@@ -230,7 +230,6 @@ def _add_adapter(model: Any, name: str, folder: str) -> tuple[Any, Any]:
     config = PeftConfig.from_pretrained(folder)
     if not isinstance(config, LoraConfig):
         raise UserError(f"{folder}: a {config.peft_type} adapter; only LoRA adapters can share a backbone")
-    config.task_type, config.modules_to_save = "CAUSAL_LM", None
     config.fan_in_fan_out = has_conv1d(model)
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
@@ -260,7 +259,6 @@ def _save(model: Any, name: str | None, folder: str | Path, head: Any = None) ->
     config.inference_mode = True
     config.base_model_name_or_path = model.get_base_model().config._name_or_path
     if head is not None:
-        weights = {key: value for key, value in weights.items() if f".{SCORE}." not in key}
         weights[HEAD] = head.weight
         config.task_type, config.modules_to_save = "SEQ_CLS", ["classifier", SCORE]
     save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, str(folder / WEIGHTS))

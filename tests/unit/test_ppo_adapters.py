@@ -1,16 +1,18 @@
 """Four adapters on one backbone: each role is what its adapter is alone, and none leaks into another."""
 
 import json
+import shutil
 from pathlib import Path
 
 from kochat_trl.arguments import ModelArguments
 from kochat_trl.errors import UserError
 from kochat_trl.models import add_lora, load_adapter, load_policy, load_reward_model
+from kochat_trl.ppo import adapters
 from kochat_trl.ppo.adapters import Role, adapter_parameters, load_roles, one_backbone, separate_models
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -523,6 +525,66 @@ def test_adapters_come_back_as_they_were(folders, value_model, settings, tmp_pat
 def test_separate_models_come_back_as_they_were(folders, case, tmp_path):
     roles = folders.load(**case(folders))
     assert_loads_the_same(tmp_path, *kept(roles, tmp_path))
+
+
+def test_a_new_adapter_is_saved_for_inference(folders, tmp_path):
+    """As PEFT saves one: an adapter that is loaded is frozen unless asked."""
+    kept(folders.load(sft=folders.base, reward=folders.whole_reward), tmp_path)
+    for folder in (tmp_path, tmp_path / "value"):
+        assert json.loads((folder / "adapter_config.json").read_text())["inference_mode"] is True
+
+
+def test_the_saved_name_the_base_that_was_loaded(folders, tmp_path):
+    """The folder of an SFT adapter was moved, with its base in it; what PPO writes finds that base."""
+    moved = shutil.copytree(folders.sft, tmp_path / "moved")
+    shutil.copytree(folders.base, moved / "base")
+    path = moved / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "/gone/base"}))
+    kept(folders.load(sft=str(moved)), tmp_path / "out")
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(moved / "base")
+
+
+@gpt2
+def test_the_base_is_loaded_in_the_adapters_revision(folders, tmp_path, monkeypatch):
+    sft = shutil.copytree(folders.sft, tmp_path / "sft")
+    path = sft / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"revision": "v2"}))
+    asked = []
+    inner = adapters.load_causal_lm
+    monkeypatch.setattr(adapters, "load_causal_lm", lambda *args: asked.append(args[1].model_revision) or inner(*args))
+    folders.load(sft=str(sft))
+    assert asked == ["v2"]
+
+
+@gpt2
+def test_a_head_saved_in_bfloat16_is_float32_here(folders, tmp_path):
+    reward = shutil.copytree(folders.reward, tmp_path / "reward")
+    weights = load_file(reward / "adapter_model.safetensors")
+    save_file({name: tensor.bfloat16() for name, tensor in weights.items()}, reward / "adapter_model.safetensors")
+    roles = folders.load(reward=str(reward))
+    assert {roles.reward.head.weight.dtype, roles.value.head.weight.dtype} == {torch.float32}
+
+
+@gpt2
+def test_a_head_that_peft_trains_whole_is_the_policys_alone(folders):
+    """The reference is the model with its adapter off, and its head as it was."""
+    config = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["lm_head"])
+    model = get_peft_model(folders.backbone(), config)
+    stir((p for p in model.parameters() if p.requires_grad), 3)
+    reward = AutoModelForSequenceClassification.from_pretrained(folders.whole_reward)
+    roles = separate_models(model, None, reward, None)
+    assert equal(read(roles.reference), read_model(folders.backbone()))
+    assert apart(read(roles.policy), read(roles.reference))
+
+
+@gpt2
+def test_the_policys_adapter_can_be_named(folders):
+    model = PeftModel.from_pretrained(folders.backbone(), folders.sft, adapter_name="one", is_trainable=True)
+    model.load_adapter(folders.sft, "two")
+    reward = AutoModelForSequenceClassification.from_pretrained(folders.whole_reward)
+    assert separate_models(model, None, reward, None).policy.adapter == "one"
+    assert separate_models(model, None, reward, None, policy_adapter="two").policy.adapter == "two"
 
 
 def test_the_saved_are_starting_points_again(folders, tmp_path):

@@ -250,7 +250,9 @@ def _add_pipeline_command(commands: Any) -> None:
     report.add_argument(
         "run", metavar="RUN", help="the output folder of a PPO run; the stages before it are found there"
     )
-    report.add_argument("--prompts", metavar="FILE", help="any data file that has prompts (default: what SFT held out)")
+    report.add_argument(
+        "--prompts", metavar="FILE", help="any file of prompts (default: SFT's eval_files, or else PPO's)"
+    )
     report.add_argument("--limit", type=int, default=200, metavar="N", help="prompts to ask (default: 200)")
     report.add_argument("--output", metavar="DIR", help="for report.html and report.json (default: RUN/report)")
     report.add_argument("--seed", type=int, default=0, help="of the answers (default: 0)")
@@ -496,7 +498,9 @@ def generate_file(arguments: argparse.Namespace) -> None:
         raise UserError("--reward-model scores the answers of --compare; for a file of answers: kochat reward score")
     if arguments.output:
         refuse_existing(arguments.output)
-    names = arguments.compare.split(",") if arguments.compare else [arguments.decoding]
+    if arguments.limit and not arguments.file:
+        raise UserError("--limit is for --file")
+    names = [name.strip() for name in arguments.compare.split(",")] if arguments.compare else [arguments.decoding]
     strategies = {name: gen.decoding(name, arguments.set) for name in names}
     prompts: list[str] = arguments.prompt
     invalid: list[RecordError] = []
@@ -515,11 +519,13 @@ def generate_file(arguments: argparse.Namespace) -> None:
             if load_tokenizer(arguments.reward_model).get_vocab() != tokenizer.get_vocab():
                 raise UserError(f"{arguments.reward_model} has another vocabulary than {arguments.model}")
             scorer = load_scorer(arguments.reward_model, "float32", tokenizer)
-        rows = gen.compare_decoding(model, tokenizer, prompts, strategies, arguments.seed, scorer)
+        settings = (arguments.seed, scorer, arguments.batch_size)
+        rows = gen.compare_decoding(model, tokenizer, prompts, strategies, *settings)
         gen.print_comparison(rows, _console())
     else:
-        settings = strategies[names[0]]
-        answers = gen.generate_answers(model, tokenizer, prompts, settings, arguments.batch_size, arguments.seed)
+        answers = gen.generate_answers(
+            model, tokenizer, prompts, strategies[names[0]], arguments.batch_size, arguments.seed
+        )
         rows = [{"prompt": p, "completion": a.text, "ended": a.ended} for p, a in zip(prompts, answers, strict=True)]
         if not arguments.output:
             for row in rows:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import yaml
+from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
 from .arguments import nearest
-from .data.convert import Messages, encode_after, encode_prompts, render
+from .data.convert import encode_after, encode_prompts, render
 from .errors import UserError
 from .text_metrics import distinct
 
@@ -49,7 +50,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "early_stopping": True,
     },
 }
-SEVERAL = ("num_return_sequences", "return_dict_in_generate", "num_beam_groups")  # more than an answer to a prompt
+# More than an answer to a prompt, or in need of more than a setting.
+REFUSED = ("num_return_sequences", "return_dict_in_generate", "num_beam_groups", "stop_strings")
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def decoding(preset: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if preset not in PRESETS:
         raise UserError(f"there is no preset '{preset}'; there are {', '.join(PRESETS)}")
     settings = PLAIN | PRESETS[preset]
-    known = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {*SEVERAL}
+    known = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {*REFUSED}
     for word in overrides:
         name, equals, value = word.partition("=")
         if not equals:
@@ -77,6 +79,10 @@ def decoding(preset: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if name not in known:
             raise UserError(f"--set: a generation config has no '{name}' here{nearest(name, known)}")
         settings[name] = yaml.safe_load(value)
+        if isinstance(PLAIN.get(name), float) and isinstance(settings[name], int):
+            settings[name] = float(settings[name])
+    if not isinstance(settings["max_new_tokens"], int) or settings["max_new_tokens"] < 1:
+        raise UserError(f"--set: max_new_tokens: found {settings['max_new_tokens']}, expected 1 or more")
     return settings
 
 
@@ -120,9 +126,12 @@ def generate_answers(
 
 def _generate(model: Any, config: GenerationConfig, **inputs: Any) -> torch.Tensor:
     """transformers' generate() without the model's own generation config, which fills in what `config` has as None."""
+    model = model.get_base_model() if isinstance(model, PeftModel) else model  # its LoRA layers are on all the same
     own, model.generation_config = model.generation_config, config
     try:
         return model.generate(**inputs, generation_config=config)
+    except ValueError as error:
+        raise UserError(f"--set: {error}") from None
     finally:
         model.generation_config = own
 
@@ -159,8 +168,9 @@ def compare_decoding(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     strategies: dict[str, dict[str, Any]],
-    seed: int,
+    seed: int = 0,
     scorer: Any = None,
+    batch_size: int = 64,
 ) -> list[dict[str, Any]]:
     """A row for each prompt and strategy: the answer, its length, distinct-2, mean log-probability, and score.
 
@@ -171,9 +181,9 @@ def compare_decoding(
     rows = []
     prompt_ids = encode_prompts(tokenizer, prompts)
     for name, settings in strategies.items():
-        answers = generate_answers(model, tokenizer, prompts, settings, seed=seed)
+        answers = generate_answers(model, tokenizer, prompts, settings, batch_size, seed)
         full = [[*ids, *answer.ids] for ids, answer in zip(prompt_ids, answers, strict=True)]
-        scores = score_ids(scorer, tokenizer, full) if scorer is not None else [None] * len(full)
+        scores = score_ids(scorer, tokenizer, full, batch_size) if scorer is not None else [None] * len(full)
         for prompt, ids, answer, score in zip(prompts, prompt_ids, answers, scores, strict=True):
             row = {"prompt": prompt, "decoding": name, "completion": answer.text, "ended": answer.ended}
             row |= {"tokens": len(answer.ids), "distinct_2": distinct([answer.ids], 2)}
@@ -205,43 +215,39 @@ class Chat:
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]):
         self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings
+        self.config = _config(settings, tokenizer)
         self.messages: list[dict[str, str]] = []
 
     @torch.no_grad()
     def say(self, text: str) -> tuple[str, int]:
         """The answer to `text`, printed while it comes, and how many exchanges were forgotten to make room for it.
 
-        Beams have no first word until they have the last, and are printed then. Raises `UserError` if `text` alone
-        doesn't fit the model.
+        Beams have no first word until they have the last, and are printed then. Raises `UserError`, and remembers
+        nothing of it, if `text` alone doesn't fit the model.
         """
-        self.messages.append({"role": "user", "content": text})
+        messages = [*self.messages, {"role": "user", "content": text}]
         forgotten = 0
         while True:
-            ids = self._ids(self.messages)
+            ids = encode_after(self.tokenizer, [""], [render(self.tokenizer, messages, prompt=True)])[0]
             try:
                 check_room(self.model, len(ids), self.settings["max_new_tokens"])
                 break
             except UserError:
-                if len(self.messages) == 1:
-                    self.messages.clear()
+                if len(messages) == 1:
                     raise
-                del self.messages[:2]
+                del messages[:2]
                 forgotten += 1
         batch = torch.tensor([ids], device=self.model.device)
         streams = self.settings["num_beams"] == 1
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
-        config = _config(self.settings, self.tokenizer)
         mask = torch.ones_like(batch)
-        output = _generate(self.model, config, input_ids=batch, attention_mask=mask, streamer=streamer)
+        output = _generate(self.model, self.config, input_ids=batch, attention_mask=mask, streamer=streamer)
         answer = _answer(self.tokenizer, output[0, len(ids) :].tolist())
         if not streams:
             print(answer.text)
-        self.messages.append({"role": "assistant", "content": answer.text})
+        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         return answer.text, forgotten
 
     def reset(self) -> None:
         """Forget everything."""
         self.messages.clear()
-
-    def _ids(self, messages: Messages) -> list[int]:
-        return encode_after(self.tokenizer, [""], [render(self.tokenizer, messages, prompt=True)])[0]

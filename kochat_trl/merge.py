@@ -1,6 +1,7 @@
 """A LoRA adapter → a plain model that any tool opens."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,17 @@ def merge_adapter(adapter: str, output: str | Path) -> float:
             pad_token_id=tokenizer.pad_token_id,
             max_new_tokens=min(128, merged.config.max_position_embeddings // 2),
         )
-    merged.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a merge that was killed
+    merged.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
 
-    reloaded, info = auto_class.from_pretrained(output, dtype=torch.float32, output_loading_info=True)
+    reloaded, info = auto_class.from_pretrained(unfinished, dtype=torch.float32, output_loading_info=True)
     missing = {key: names for key, names in info.items() if names}
     if missing:
-        raise UserError(f"the merged model doesn't load back whole: {missing}; don't use what is in {_failed(output)}")
+        raise UserError(
+            f"the merged model doesn't load back whole: {missing}; don't use what is in {_failed(unfinished)}"
+        )
     difference = max(
         float((a - b).abs().max()) for a, b in zip(before, _logits(reloaded.eval(), tokenizer), strict=True)
     )
@@ -85,16 +90,19 @@ def merge_adapter(adapter: str, output: str | Path) -> float:
     if not difference <= TOLERANCE:
         raise UserError(
             f"a logit of the merged model differs by {difference:.1e} from the unmerged one, more than "
-            f"{TOLERANCE:.0e}; don't use what is in {_failed(output)}"
+            f"{TOLERANCE:.0e}; don't use what is in {_failed(unfinished)}"
         )
+    if output.is_dir():
+        output.rmdir()  # it is empty
+    unfinished.rename(output)
     return difference
 
 
-def _failed(output: Path) -> Path:
+def _failed(unfinished: Path) -> Path:
     """Rename a merge that failed, so that nothing takes it for a finished one."""
-    failed = output.with_name(f"{output.name}.failed")
+    failed = unfinished.with_suffix(".failed")
     set_aside(failed)
-    return output.rename(failed)
+    return unfinished.rename(failed)
 
 
 @torch.no_grad()

@@ -3,10 +3,12 @@
 Every stage is the command that a person would type, in a process of its own.
 """
 
+import math
 import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,9 @@ def make_plan(
     depends on a stage that runs runs again. With `first`, that stage and all after it run again. What was there is
     renamed, never overwritten. `launcher` is a config file of accelerate.
 
-    Raises `UserError` if a config can't be read, if a finished stage was run with other settings than the config has
-    now, or if a stage before `first` isn't finished.
+    A stage that finished before one that it reads from is not done. Raises `UserError` if a config can't be read, if
+    PPO reads from elsewhere than SFT and reward model write to, if a finished stage was run with other settings than
+    the config has now, or if a stage before `first` isn't finished.
     """
     configs = {stage: Path(folder) / f"{stage}.yaml" for stage in RECIPES}
     if missing := [str(path) for path in configs.values() if not path.is_file()]:
@@ -63,9 +66,16 @@ def make_plan(
         if "output_dir" not in found:
             raise UserError(f"{configs[stage]}: 'output_dir' is not set")
     outputs = {stage: Path(found["output_dir"]) for stage, found in values.items()}
+    for stage in NEEDS["ppo"]:
+        if (reads := values["ppo"].get(f"{stage}_model_path")) != str(outputs[stage]):
+            raise UserError(
+                f"{configs['ppo']}: {stage}_model_path is {reads}, and {configs[stage]} writes {outputs[stage]}"
+            )
+    ppo = outputs["ppo"]
+    beside = "" if ppo.name == "ppo" else f"{ppo.name}-"
     if values["ppo"].get("use_peft"):
-        outputs["merge"] = outputs["ppo"].with_name("merged")
-    outputs["report"] = outputs["ppo"].with_name("report")
+        outputs["merge"] = ppo.with_name(f"{beside}merged")
+    outputs["report"] = ppo.with_name(f"{beside}report")
     order = list(outputs)
     if first is not None and first not in order:
         raise UserError(f"--from: found '{first}', expected {', '.join(order)}")
@@ -75,6 +85,7 @@ def make_plan(
         done = (output / FINISHED[stage]).is_file()
         again = first is not None and order.index(stage) >= order.index(first)
         again = again or any(step.command and step.stage in NEEDS[stage] for step in steps)
+        again = again or (done and any(_finished(outputs[n], n) > _finished(output, stage) for n in NEEDS[stage]))
         if first is not None and order.index(stage) < order.index(first) and not done:
             raise UserError(f"--from {first}: {stage} isn't finished: no {FINISHED[stage]} in {output}")
         if done and not again:
@@ -91,9 +102,10 @@ def make_plan(
             )
         if stage == "merge":
             command = [sys.executable, _of_project("scripts/merge_lora.py")]
-            command += ["--adapter", str(outputs["ppo"]), "--output", str(output)]
+            command += ["--adapter", str(ppo), "--output", str(output)]
         elif stage == "report":
-            command = [sys.executable, "-m", "kochat_trl.cli", "report", str(outputs["ppo"]), "--output", str(output)]
+            command = [sys.executable, "-m", "kochat_trl.cli", "report", str(ppo), "--output", str(output)]
+            command += [] if seed is None else ["--seed", str(seed)]
         else:
             command = [*_launch(launcher), _of_project(f"recipes/{stage}.py"), "--config", str(configs[stage])]
             command += options if seed is None else [*options, "--seed", str(seed)]
@@ -101,11 +113,20 @@ def make_plan(
     return steps
 
 
+def _finished(output: Path, stage: str) -> float:
+    """When a stage finished; never, of one that hasn't."""
+    file = output / FINISHED[stage]
+    return file.stat().st_mtime if file.is_file() else -math.inf
+
+
 def _launch(launcher: str | None) -> list[str]:
-    if launcher is None:
-        launcher = _of_project(f"configs/accelerate/{'one_gpu' if torch.cuda.is_available() else 'cpu'}.yaml")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launcher]
-    return [*command, "--num_cpu_threads_per_process", str(os.cpu_count())]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    if launcher is not None:
+        return [*command, launcher]
+    command.append(_of_project(f"configs/accelerate/{'one_gpu' if torch.cuda.is_available() else 'cpu'}.yaml"))
+    if "OMP_NUM_THREADS" not in os.environ:  # accelerate would take one
+        command += ["--num_cpu_threads_per_process", str(len(os.sched_getaffinity(0)))]
+    return command
 
 
 def _of_project(path: str) -> str:
@@ -122,8 +143,9 @@ def _check_settings(stage: str, output: Path, values: dict[str, Any]) -> None:
     """Raise `UserError` if the finished stage in `output` was run with other settings than `values`."""
     then = yaml.safe_load((output / "resolved.yaml").read_text(encoding="utf-8"))
     for key, now in values.items():
-        if isinstance(then.get(key), float) and isinstance(now, str | int):
-            now = float(now)  # YAML reads 1e-5 as a string
+        if isinstance(then.get(key), float) and isinstance(now, str):
+            with suppress(ValueError):
+                now = float(now)  # YAML reads 1e-5 as a string
         if key in then and then[key] != now:
             raise UserError(
                 f"{output}: {stage} was run with {key}: {then[key]}, and its config says {now}. Run it again with "
@@ -158,8 +180,16 @@ def run_plan(steps: list[Step], console: Console) -> dict[str, float]:
 
             set_aside(step.output)
         started = time.perf_counter()
-        done = subprocess.run(step.command)
+        try:
+            done = subprocess.run(step.command)
+        except KeyboardInterrupt:
+            raise UserError(
+                f"{step.stage} was stopped. PPO finishes its update and saves first, if its config saves checkpoints; "
+                "then the same command, without --from, goes on"
+            ) from None
         if done.returncode:
-            raise UserError(f"{step.stage} failed; its message is above. When it is mended, the same command goes on")
+            raise UserError(
+                f"{step.stage} failed; its message is above. Once mended, the same command, without --from, goes on"
+            )
         seconds[step.stage] = round(time.perf_counter() - started, 1)
     return seconds

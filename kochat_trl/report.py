@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from .errors import UserError
 from .evaluate import accuracy_of, load_scorer, score_ids
 from .generate import Answer, decoding, generate_answers, mean_logprob
 from .merge import PROBES
-from .models import load_policy
+from .models import load_config, load_policy
 from .outputs import set_aside
 from .text_metrics import bleu, chrf, distinct, hangul_share, rouge_l
 from .tokenizer import load_tokenizer
@@ -38,6 +39,7 @@ class Run:
     """The folders of a PPO run's stages, as their `resolved.yaml` name them; `settings` are PPO's."""
 
     base: str
+    revision: str
     sft: Path
     reward: Path
     ppo: Path
@@ -51,7 +53,10 @@ class Run:
             raise UserError(f"{ppo}: not the output of recipes/ppo.py; give that folder, such as outputs/kogpt2/ppo")
         sft, reward = Path(settings["sft_model_path"]), Path(settings["reward_model_path"])
         _resolved(reward)
-        return cls(_resolved(sft)["model_name_or_path"], sft, reward, Path(ppo), settings)
+        started = _resolved(sft)
+        return cls(
+            started["model_name_or_path"], started.get("model_revision", "main"), sft, reward, Path(ppo), settings
+        )
 
 
 def _resolved(folder: Path) -> dict[str, Any]:
@@ -62,14 +67,15 @@ def _resolved(folder: Path) -> dict[str, Any]:
 
 
 def read_questions(run: Run, file: str | None, limit: int = LIMIT) -> tuple[list[str], dict[str, str], bool]:
-    """The prompts to ask, the course's four first; a reference answer to those that have one; whether all are held out.
+    """The prompts to ask, after the course's four; references to those that have one; whether they are held out.
 
-    They come from `file`, any data file that has prompts, or from what SFT held out (`eval_files`), or else from PPO's
-    own prompts, which are not held out. Records that can't be read are left out.
+    They come from `file`, any data file that has prompts, or from SFT's or PPO's `eval_files`, or else from the prompts
+    that PPO trained on. Records that can't be read are left out.
     """
     sft = _resolved(run.sft)
     sources = [file] if file else sft["eval_files"] or run.settings["eval_files"] or run.settings["train_files"]
-    held_out = bool(file or sft["eval_files"] or run.settings["eval_files"])
+    trained = {str(Path(path).resolve()) for path in [*sft.get("train_files", []), *run.settings["train_files"]]}
+    held_out = not any(str(Path(source).resolve()) in trained for source in sources)
     prompts: list[str] = [prompt for prompt, _ in PROBES]
     references: dict[str, str] = {}
     for source in sources:
@@ -95,22 +101,29 @@ def read_questions(run: Run, file: str | None, limit: int = LIMIT) -> tuple[list
 def build_report(ppo: str | Path, file: str | None = None, limit: int = LIMIT, seed: int = 0) -> dict[str, Any]:
     """All that the page shows, as JSON: `answers`, `metrics`, `wins`, `kl`, `curves`, `worries`, and the `run`.
 
-    Each model answers every prompt by sampling as PPO does (the whole distribution, PPO's temperature and length).
-    Raises `UserError` if the folder isn't PPO's output, or if there is nothing to ask.
+    Each model answers every prompt by sampling as PPO does (the whole distribution, PPO's temperature and length). The
+    course's four questions are shown, and count in no figure; prompts that leave no room for an answer are left out.
+    Raises `UserError` if the folder isn't PPO's output, or if there are not two prompts to ask.
     """
     run = Run.of(ppo)
     prompts, references, held_out = read_questions(run, file, limit)
     tokenizer = load_tokenizer(str(run.ppo))
+    positions = getattr(load_config(run.base, run.revision), "max_position_embeddings", math.inf)
+    fits = [len(ids) + run.settings["response_length"] <= positions for ids in encode_prompts(tokenizer, prompts)]
+    prompts = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
     prompt_ids = encode_prompts(tokenizer, prompts)
     settings = decoding("sample") | {
         "max_new_tokens": run.settings["response_length"],
         "temperature": run.settings["temperature"],
     }
+    asked = [i for i, prompt in enumerate(prompts) if prompt not in dict(PROBES)]
+    if len(asked) < 2:
+        raise UserError(f"{len(asked)} prompts to ask; give a file of more with --prompts")
     paths = {"base": run.base, "sft": str(run.sft), "ppo": str(run.ppo)}
     answers: dict[str, list[Answer]] = {}
     logprobs: dict[str, list[float]] = {}  # of PPO's answers
     for name in ("ppo", "sft", "base"):
-        model = load_policy(paths[name], ModelArguments(dtype="float32"), tokenizer)
+        model = load_policy(paths[name], ModelArguments(dtype="float32", model_revision=run.revision), tokenizer)
         answers[name] = generate_answers(model, tokenizer, prompts, settings, seed=seed)
         if name != "base":
             pairs = list(zip(prompt_ids, answers["ppo"], strict=True))
@@ -128,12 +141,13 @@ def build_report(ppo: str | Path, file: str | None = None, limit: int = LIMIT, s
         | {name: _shown(answers[name][i], scores[name][i]) for name in MODELS}
         for i, prompt in enumerate(prompts)
     ]
-    kl = [own - other for own, other in zip(logprobs["ppo"], logprobs["sft"], strict=True)]
+    counted = [rows[i] for i in asked]
+    kl = [logprobs["ppo"][i] - logprobs["sft"][i] for i in asked]
     report: dict[str, Any] = {
         "run": {"folder": str(run.ppo), "base": run.base, "reward": str(run.reward), "seed": seed}
-        | {"held_out": held_out, "prompts": len(prompts)},
-        "metrics": {name: _metrics(rows, name, [a.ids for a in answers[name]]) for name in MODELS},
-        "wins": {f"{one} over {other}": _wins(rows, one, other) for one, other in (("sft", "base"), ("ppo", "sft"))},
+        | {"held_out": held_out, "prompts": len(asked)},
+        "metrics": {name: _metrics(counted, name, [answers[name][i].ids for i in asked]) for name in MODELS},
+        "wins": {f"{one} over {other}": _wins(counted, one, other) for one, other in (("sft", "base"), ("ppo", "sft"))},
         "kl": dict(zip(("mean", "low", "high"), mean_interval(kl), strict=True)),
         "answers": rows,
         "curves": {
@@ -188,7 +202,9 @@ def worries(report: dict[str, Any], settings: dict[str, Any]) -> list[dict[str, 
     """What a careful reader would doubt in these figures, by rule: `sign`, what was seen, and `advice`."""
     sft, ppo, win, kl = (*(report["metrics"][n] for n in ("sft", "ppo")), report["wins"]["ppo over sft"], report["kl"])
     found: list[tuple[str, str]] = []
-    if kl["high"] < 0.1 or win["low"] <= 0.5 <= win["high"]:
+    limit = 2 * settings["kl_target"] if settings.get("kl_target") else 20.0
+    undecided = win["low"] <= 0.5 <= win["high"]
+    if kl["high"] < 0.1 or (undecided and kl["mean"] <= limit):
         found.append(
             (
                 f"PPO can't be told from SFT: it wins {win['share']:.0%} [{win['low']:.0%}, {win['high']:.0%}] of "
@@ -200,7 +216,6 @@ def worries(report: dict[str, Any], settings: dict[str, Any]) -> list[dict[str, 
         found.append(
             (f"PPO's answers score worse than SFT's: it wins {win['share']:.0%}.", "Lower learning_rate; look at KL.")
         )
-    limit = 2 * settings["kl_target"] if settings.get("kl_target") else 20.0
     if kl["mean"] > limit:
         found.append(
             (

@@ -1,4 +1,4 @@
-"""The whole pipeline at toy size, with no network: sample data → tiny base → SFT → reward model → PPO → merge → table.
+"""The whole pipeline at toy size, with no network: data → base → SFT → reward model → PPO → merge → report → table.
 
     python scripts/demo.py --seed 0        # what `make demo` runs; from the base on it is `kochat run configs/tiny`
 

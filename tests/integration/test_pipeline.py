@@ -1,6 +1,7 @@
 """`kochat run`: what it plans from what is there, and the whole of it with real recipes."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ def configs(tmp_path, monkeypatch):
     folder.mkdir()
     for stage in STAGES[:3]:
         values = {"output_dir": f"out/{stage}", "use_peft": True, "learning_rate": "1e-3", "seed": 7}
+        if stage == "ppo":
+            values |= {"sft_model_path": "out/sft", "reward_model_path": "out/reward"}
         (folder / f"{stage}.yaml").write_text(yaml.safe_dump(values))
     return folder
 
@@ -71,6 +74,7 @@ def test_launcher_and_seed(configs):
     for step in steps[:3]:
         assert step.command[step.command.index("--config_file") + 1] == "mine.yaml"
         assert step.command[-2:] == ["--seed", "3"]
+    assert steps[4].command[-2:] == ["--seed", "3"]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +118,27 @@ def test_a_checkpoint_of_other_inputs_is_not_gone_on_from(configs):
     finish("sft")
     checkpoint("ppo", 5)
     assert states(make_plan(configs))["ppo"] == RENAMED  # as there is a new reward model
+
+
+def test_a_stage_that_is_older_than_what_it_reads_runs_again(configs):
+    """A run with --from reward was stopped between the reward model and PPO, or a recipe was run by hand."""
+    finish(*STAGES)
+    newest = (Path("out/report") / "report.html").stat().st_mtime + 10
+    os.utime("out/reward/metrics.json", (newest, newest))
+    assert states(make_plan(configs)) == {"sft": "done", "reward": "done"} | dict.fromkeys(STAGES[2:], RENAMED)
+
+
+def test_ppo_must_read_what_the_stages_before_write(configs):
+    path = configs / "ppo.yaml"
+    path.write_text(path.read_text().replace("out/reward", "out/other"))
+    with pytest.raises(UserError, match=r"reward_model_path is out/other, and .*reward.yaml writes"):
+        make_plan(configs)
+
+
+def test_another_ppo_beside_the_first_has_a_merge_and_a_report_of_its_own(configs):
+    path = configs / "ppo.yaml"
+    path.write_text(path.read_text().replace("output_dir: out/ppo", "output_dir: out/ppo_b"))
+    assert [str(step.output) for step in make_plan(configs)[3:]] == ["out/ppo_b-merged", "out/ppo_b-report"]
 
 
 def test_from(configs):
@@ -167,6 +192,7 @@ def test_a_stage_that_fails_stops_the_rest(tmp_path):
     assert marker.exists()
 
 
+@pytest.mark.slow
 def test_the_pipeline_runs_and_goes_on(tiny_base, kochatgpt_files, tmp_path, kochat, monkeypatch):
     """Real recipes, launched by accelerate; then PPO is broken off, and the same command goes on with it."""
     common = {"use_peft": True, "use_cpu": True, "lora_r": 4, "report_to": "none", "logging_steps": 1}

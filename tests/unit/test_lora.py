@@ -1,6 +1,7 @@
 """The fused LoRA layer against PEFT's own, in values, gradients, and in when it steps aside."""
 
 import copy
+from typing import Any
 
 from kochat_trl.ppo import lora as module
 from kochat_trl.ppo.lora import fuse_lora
@@ -48,7 +49,10 @@ def make(kind="linear", bias=True, **settings):
     """PEFT's model and the same one fused; LoRA's B is not 0."""
     torch.manual_seed(0)
     config = LoraConfig(**{"r": RANK, "lora_alpha": 6, "target_modules": ["layer"]} | settings)
-    model = get_peft_model(One(LAYERS[kind](bias)), config, autocast_adapter_dtype=False)
+    bare: Any = One(LAYERS[kind](bias))
+    bare.is_loaded_in_8bit = kind == "int8"  # PEFT has another layer for it
+    model = get_peft_model(bare, config, autocast_adapter_dtype=False)
+    assert type(model.base_model.model.layer).__name__ == ("Linear8bitLt" if kind == "int8" else "Linear")
     dtype = torch.float32 if kind == "int8" else torch.float64
     for seed, (name, parameter) in enumerate(model.named_parameters()):
         if parameter.is_floating_point():

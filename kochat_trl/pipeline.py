@@ -125,7 +125,7 @@ def _launch(launcher: str | None) -> list[str]:
         return [*command, launcher]
     command.append(_of_project(f"configs/accelerate/{'one_gpu' if torch.cuda.is_available() else 'cpu'}.yaml"))
     if "OMP_NUM_THREADS" not in os.environ:  # accelerate would take one
-        command += ["--num_cpu_threads_per_process", str(len(os.sched_getaffinity(0)))]
+        command += ["--num_cpu_threads_per_process", str(torch.get_num_threads())]
     return command
 
 

@@ -3,12 +3,15 @@
 The keys are the fields of TRL's own config for the stage (`SFTConfig`, `RewardConfig`, `PPOConfig`), of TRL's
 `ModelConfig`, and of the two small classes below. Precedence: class default < `extends:` parent < file < command
 line. An unknown key and a value of the wrong type are errors that name the file and the line.
+
+A file that extends a folder is for all stages: each takes its own file in the folder, and those of the keys that it
+has a use for.
 """
 
 import difflib
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -47,6 +50,7 @@ UNUSED_BY_PPO = {
     "ref_adapter_name",
 }
 REWARD_ONLY = {"loss", "pairs", "rank_margins", "ranking_order"}
+LORA_SHAPE = {"lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora"}  # settled by SFT, for PPO
 UNUSED: dict[Stage, set[str]] = {
     "sft": UNUSED_KEYS | REWARD_ONLY | {"max_prompt_length"},
     "reward": UNUSED_KEYS | {"max_prompt_length"},
@@ -125,7 +129,7 @@ def parse_arguments(stage: Stage, default_config: str, argv: list[str]) -> Argum
     actions = {action.dest: action for action in parser._actions if action.dest in hints}
     known = set(actions)
     values = {}
-    for key, (value, where) in read_config(Path(path)).items():
+    for key, (value, where) in read_config(Path(path), stage).items():
         if key not in known:
             raise UserError(f"{where}: unknown key '{key}'{nearest(key, known)}")
         if value != parser.get_default(key):
@@ -171,12 +175,32 @@ def choose_precision(values: dict[str, Any]) -> None:
         values["dtype"] = half if values["use_peft"] else "float32"
 
 
-def read_config(path: Path) -> dict[str, tuple[Any, str]]:
-    """The keys of a flat YAML file and of the files it extends → value and "file, line N"."""
-    return _read_config(path, [])
+def read_config(path: Path, stage: Stage) -> dict[str, tuple[Any, str]]:
+    """The keys of a flat YAML file and of the files it extends → value and "file, line N".
+
+    A folder stands for the file of `stage` in it.
+    """
+    return _read_config(path, stage, [])[0]
 
 
-def _read_config(path: Path, children: list[Path]) -> dict[str, tuple[Any, str]]:
+def folder_of(path: Path) -> Path:
+    """The folder that a config for all stages extends; the path itself if it is a folder.
+
+    Raises `UserError` for the config of one stage.
+    """
+    folder = _read_config(path, "sft", [])[1]
+    if folder is None:
+        raise UserError(
+            f"{path}: expected a folder with sft.yaml, reward.yaml and ppo.yaml, or a file that extends one, such as "
+            "`extends: ../tiny`"
+        )
+    return folder
+
+
+def _read_config(path: Path, stage: Stage, children: list[Path]) -> tuple[dict[str, tuple[Any, str]], Path | None]:
+    """The keys, and the folder that is extended if one is: then the keys of other stages are left out."""
+    if path.is_dir():
+        return _read_config(path / f"{stage}.yaml", stage, children)[0], path
     if path.resolve() in children:
         raise UserError(f"{path}: extends itself, through {' and '.join(map(str, children))}")
     try:
@@ -199,11 +223,21 @@ def _read_config(path: Path, children: list[Path]) -> dict[str, tuple[Any, str]]
             raise UserError(f"{where}: key '{key}' is set twice")
         config[key] = (value, where)
     if "extends" not in config:
-        return config
+        return config, None
     parent, where = config.pop("extends")
     if not isinstance(parent, str):
         raise UserError(f"{where}: key 'extends': found {parent!r}, expected one path, relative to this file")
-    return _read_config(path.parent / parent, [*children, path.resolve()]) | config
+    inherited, folder = _read_config(path.parent / parent, stage, [*children, path.resolve()])
+    if folder is not None:
+        elsewhere = set().union(*map(_keys, UNUSED)) - _keys(stage)
+        config = {key: entry for key, entry in config.items() if key not in elsewhere}
+    return inherited | config, folder
+
+
+def _keys(stage: Stage) -> set[str]:
+    """The keys that a file for all stages may set for `stage`."""
+    classes = (training_config(stage), ModelArguments, RecipeArguments)
+    return {f.name for c in classes for f in fields(c)} - UNUSED[stage] - (LORA_SHAPE if stage == "ppo" else set())
 
 
 def nearest(key: str, known: set[str]) -> str:

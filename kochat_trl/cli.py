@@ -248,19 +248,31 @@ def _add_pipeline_command(commands: Any) -> None:
     pipeline = _add(commands, run_pipeline, "run", "kochat run configs/kogpt2 --dry-run")
     report = _add(commands, make_report, "report", "kochat report outputs/kogpt2/ppo --limit 8")
     report.add_argument(
-        "run", metavar="RUN", help="the output folder of a PPO run; the stages before it are found there"
+        "runs", nargs="+", metavar="RUN", help="the output folder of a PPO run, or of several from one SFT model"
     )
     report.add_argument(
         "--prompts", metavar="FILE", help="any file of prompts (default: SFT's eval_files, or else PPO's)"
     )
     report.add_argument("--limit", type=int, default=200, metavar="N", help="prompts to ask (default: 200)")
-    report.add_argument("--output", metavar="DIR", help="for report.html and report.json (default: RUN/report)")
+    report.add_argument("--output", metavar="DIR", help="for report.html and report.json (of one run: RUN/report)")
     report.add_argument("--seed", type=int, default=0, help="of the answers (default: 0)")
 
-    pipeline.add_argument("configs", metavar="CONFIGS", help="a folder with sft.yaml, reward.yaml and ppo.yaml")
+    pipeline.add_argument(
+        "configs",
+        nargs="+",
+        metavar="CONFIG",
+        help="a folder with a config for each stage, or an experiment",
+    )
     pipeline.add_argument("--from", dest="first", metavar="STAGE", help="run this stage and those after it again")
     pipeline.add_argument("--dry-run", action="store_true", help="print the plan, and run nothing")
-    pipeline.add_argument("--seed", type=int, help="of all stages, instead of the configs'")
+    pipeline.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="run each config with each, in a folder for each",
+    )
     pipeline.add_argument(
         "--accelerate", metavar="YAML", help="launcher config (default: configs/accelerate/one_gpu.yaml, or cpu.yaml)"
     )
@@ -575,18 +587,33 @@ def chat_with(arguments: argparse.Namespace) -> None:
 def run_pipeline(arguments: argparse.Namespace) -> None:
     """Run SFT, reward model, PPO, merge and report, one after the other; the same command goes on where it stopped.
 
+    A config is a folder with sft.yaml, reward.yaml and ppo.yaml, or an experiment: a file that extends such a folder.
     A finished stage is kept, one that broke off goes on from its last checkpoint, and what depends on a stage that
-    runs runs again. An output that is in the way is renamed.
+    runs runs again. An output that is in the way is renamed. Several configs or seeds end with a table.
     """
-    from .pipeline import make_plan, print_plan, run_plan
+    from .pipeline import make_plan, make_plans, print_plan, run_plan
 
-    steps = make_plan(arguments.configs, arguments.first, arguments.seed, arguments.accelerate)
-    print_plan(steps, _console())
-    if not arguments.dry_run:
-        run_plan(steps, _console())
-        outputs = {step.stage: step.output for step in steps}
-        print(f"What PPO changed: {outputs['report']}/report.html")
-        print(f"Talk with the model: kochat chat {outputs.get('merge', outputs['ppo'])}")
+    console = _console()
+    many = len(arguments.configs) > 1 or bool(arguments.seeds)
+    if many and arguments.first:
+        raise UserError("--from is for one config, without --seeds")
+    if many:
+        plans = make_plans(arguments.configs, arguments.seeds, arguments.accelerate)
+    else:
+        plans = [make_plan(arguments.configs[0], arguments.first, None, arguments.accelerate)]
+    steps = [step for plan in plans for step in plan.steps]
+    print_plan(steps, console)
+    if arguments.dry_run:
+        return
+    run_plan(steps, console)
+    if many:
+        from .comparison import compare, print_comparison
+
+        print_comparison(compare(plans), console)
+        return
+    outputs = plans[0].outputs
+    print(f"What PPO changed: {outputs['report']}/report.html")
+    print(f"Talk with the model: kochat chat {outputs.get('merge', outputs['ppo'])}")
 
 
 def make_report(arguments: argparse.Namespace) -> None:
@@ -597,10 +624,13 @@ def make_report(arguments: argparse.Namespace) -> None:
     """
     from .report import build_report, write_report
 
-    report = build_report(arguments.run, arguments.prompts, arguments.limit, arguments.seed)
-    page = write_report(report, arguments.output or Path(arguments.run) / "report")
+    if len(arguments.runs) > 1 and not arguments.output:
+        raise UserError("say with --output where the page of several runs goes")
+    report = build_report(arguments.runs, arguments.prompts, arguments.limit, arguments.seed)
+    page = write_report(report, arguments.output or Path(arguments.runs[0]) / "report")
     for worry in report["worries"]:
-        print(f"! {worry['sign']}\n  {worry['advice']}")
+        run = f"{worry['run']}: " if len(report["runs"]) > 1 else ""
+        print(f"! {run}{worry['sign']}\n  {worry['advice']}")
     print(f"Written to {page}, and report.json beside it.")
 
 

@@ -155,10 +155,10 @@ def check_room(model: Any, prompt_tokens: int, new_tokens: int) -> None:
 
 
 @torch.no_grad()
-def mean_logprob(model: Any, prompt_ids: Sequence[int], answer: Answer) -> float:
-    """The mean of log p(token) over the tokens of an answer, in nats, under the model itself (temperature 1)."""
+def mean_logprob(model: Any, prompt_ids: Sequence[int], answer: Answer, temperature: float = 1.0) -> float:
+    """The mean of log p(token) over the tokens of an answer, in nats; of the model itself at temperature 1."""
     ids = torch.tensor([[*prompt_ids, *answer.ids]], device=model.device)
-    logits = model(input_ids=ids).logits[0, len(prompt_ids) - 1 : -1].float()
+    logits = model(input_ids=ids).logits[0, len(prompt_ids) - 1 : -1].float() / temperature
     logprobs = logits.log_softmax(-1).gather(1, ids[0, len(prompt_ids) :, None])
     return logprobs.mean().item()
 

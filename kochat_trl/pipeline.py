@@ -1,6 +1,7 @@
 """SFT → reward model → PPO → merge → report as one command, which goes on where it stopped.
 
-Every stage is the command that a person would type, in a process of its own.
+Every stage is the command that a person would type, in a process of its own. A config is a folder with a file for each
+stage, or an experiment: a file that extends such a folder, and says what differs.
 """
 
 import math
@@ -8,8 +9,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .arguments import read_config
+from .arguments import folder_of, read_config
 from .errors import UserError
 
 ROOT = Path(__file__).parents[1]
+RECIPES = ("sft", "reward", "ppo")
 NEEDS: dict[str, tuple[str, ...]] = {
     "sft": (),
     "reward": (),
+    "evaluate": ("reward",),
     "ppo": ("sft", "reward"),
     "merge": ("ppo",),
-    "report": ("sft", "reward", "ppo"),
+    "report": ("sft", "reward", "evaluate", "ppo"),
 }
-RECIPES = ("sft", "reward", "ppo")
 # A file that a finished stage has, and a stage that broke off has not.
-FINISHED = dict.fromkeys(RECIPES, "metrics.json") | {"merge": "config.json", "report": "report.html"}
+FINISHED = dict.fromkeys(RECIPES, "metrics.json")
+FINISHED |= {"evaluate": "evaluation.json", "merge": "config.json", "report": "report.html"}
 
 
 @dataclass(frozen=True)
@@ -45,52 +49,82 @@ class Step:
     why: str
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The steps of one run of a config. `outputs` has the folder of each stage, also of those that were done before."""
+
+    name: str
+    seed: int | None
+    outputs: dict[str, Path]
+    steps: list[Step]
+
+
 def make_plan(
-    folder: str | Path, first: str | None = None, seed: int | None = None, launcher: str | None = None
-) -> list[Step]:
-    """The steps of the stages that `folder` has a config of (sft.yaml, reward.yaml, ppo.yaml), merge and report.
+    config: str | Path,
+    first: str | None = None,
+    seed: int | None = None,
+    launcher: str | None = None,
+    among: bool = False,
+) -> Plan:
+    """The steps of SFT, reward model, its evaluation if it has `eval_files`, PPO, merge and report.
 
     A finished stage is kept, one that broke off goes on from its last checkpoint or, without one, starts anew; what
     depends on a stage that runs runs again. With `first`, that stage and all after it run again. What was there is
     renamed, never overwritten. `launcher` is a config file of accelerate.
 
+    A stage of an experiment that computes what the same stage of its folder does is that one; the others write to a
+    folder with the experiment's name. A run `among` others has a folder for its seed too, and is not merged.
+
     A stage that finished before one that it reads from is not done. Raises `UserError` if a config can't be read, if
     PPO reads from elsewhere than SFT and reward model write to, if a finished stage was run with other settings than
     the config has now, or if a stage before `first` isn't finished.
     """
-    configs = {stage: Path(folder) / f"{stage}.yaml" for stage in RECIPES}
-    if missing := [str(path) for path in configs.values() if not path.is_file()]:
-        raise UserError(f"{folder}: a set of configs is a folder with sft.yaml, reward.yaml, ppo.yaml; no {missing[0]}")
-    values = {stage: {key: value for key, (value, _) in read_config(path).items()} for stage, path in configs.items()}
-    for stage, found in values.items():
-        if "output_dir" not in found:
-            raise UserError(f"{configs[stage]}: 'output_dir' is not set")
-    outputs = {stage: Path(found["output_dir"]) for stage, found in values.items()}
+    config = Path(config)
+    folder = folder_of(config)
+    values = {stage: _values(config, stage) for stage in RECIPES}
+    of_folder = {stage: _values(folder, stage) for stage in RECIPES}
     for stage in NEEDS["ppo"]:
-        if (reads := values["ppo"].get(f"{stage}_model_path")) != str(outputs[stage]):
-            raise UserError(
-                f"{configs['ppo']}: {stage}_model_path is {reads}, and {configs[stage]} writes {outputs[stage]}"
-            )
+        reads, writes = of_folder["ppo"].get(f"{stage}_model_path"), of_folder[stage]["output_dir"]
+        if reads != writes:
+            raise UserError(f"{folder}/ppo.yaml: {stage}_model_path is {reads}, and {stage}.yaml writes {writes}")
+
+    outputs: dict[str, Path] = {}
+    differs: list[str] = []
+    for stage in RECIPES:
+        if values[stage]["output_dir"] != (output := of_folder[stage]["output_dir"]):
+            raise UserError(f"{config}: leave output_dir out: each stage gets a folder '{config.stem}' beside {output}")
+        if values[stage] != of_folder[stage] or any(need in differs for need in NEEDS[stage]):
+            differs.append(stage)
+        parts = [config.stem] if stage in differs else []
+        parts += [f"seed{seed}"] if among and seed is not None else []
+        outputs[stage] = Path(output).parent.joinpath(*parts, Path(output).name)
+    for stage in NEEDS["ppo"]:
+        values["ppo"][f"{stage}_model_path"] = str(outputs[stage])
     ppo = outputs["ppo"]
     beside = "" if ppo.name == "ppo" else f"{ppo.name}-"
-    if values["ppo"].get("use_peft"):
+    if of_folder["reward"].get("eval_files"):
+        outputs["evaluate"] = outputs["reward"] / "evaluation"
+    if values["ppo"].get("use_peft") and not among:
         outputs["merge"] = ppo.with_name(f"{beside}merged")
     outputs["report"] = ppo.with_name(f"{beside}report")
-    order = list(outputs)
+    order = [stage for stage in NEEDS if stage in outputs]
     if first is not None and first not in order:
         raise UserError(f"--from: found '{first}', expected {', '.join(order)}")
 
     steps: list[Step] = []
-    for stage, output in outputs.items():
+    for stage in order:
+        output, needs = outputs[stage], [need for need in NEEDS[stage] if need in outputs]
         done = (output / FINISHED[stage]).is_file()
         again = first is not None and order.index(stage) >= order.index(first)
-        again = again or any(step.command and step.stage in NEEDS[stage] for step in steps)
-        again = again or (done and any(_finished(outputs[n], n) > _finished(output, stage) for n in NEEDS[stage]))
+        again = again or any(step.command and step.stage in needs for step in steps)
+        again = again or (done and any(_finished(outputs[n], n) > _finished(output, stage) for n in needs))
         if first is not None and order.index(stage) < order.index(first) and not done:
             raise UserError(f"--from {first}: {stage} isn't finished: no {FINISHED[stage]} in {output}")
+        if stage in RECIPES:
+            values[stage] |= {"output_dir": str(output)} | ({} if seed is None else {"seed": seed})
+            if done and not again:
+                _check_settings(stage, output, values[stage])
         if done and not again:
-            if stage in values:
-                _check_settings(stage, output, values[stage] | ({} if seed is None else {"seed": seed}))
             steps.append(Step(stage, output, None, "done"))
             continue
         why, options = "new", list[str]()
@@ -100,17 +134,47 @@ def make_plan(
             options = (
                 ["--resume_from_checkpoint", str(checkpoint)] if checkpoint else ["--overwrite_output_dir", "true"]
             )
-        if stage == "merge":
+        if stage == "evaluate":
+            truth = of_folder["reward"]  # what all experiments are measured by
+            command = [*_KOCHAT, "reward", "eval", str(outputs["reward"]), *truth["eval_files"]]
+            command += ["--ranking-order", truth.get("ranking_order", "best_first")]
+            command += ["--invalid-records", truth.get("invalid_records", "error")]
+        elif stage == "merge":
             command = [sys.executable, _of_project("scripts/merge_lora.py")]
             command += ["--adapter", str(ppo), "--output", str(output)]
         elif stage == "report":
-            command = [sys.executable, "-m", "kochat_trl.cli", "report", str(ppo), "--output", str(output)]
+            command = [*_KOCHAT, "report", str(ppo), "--output", str(output)]
             command += [] if seed is None else ["--seed", str(seed)]
         else:
-            command = [*_launch(launcher), _of_project(f"recipes/{stage}.py"), "--config", str(configs[stage])]
-            command += options if seed is None else [*options, "--seed", str(seed)]
+            file = config / f"{stage}.yaml" if config.is_dir() else config
+            command = [*_launch(launcher), _of_project(f"recipes/{stage}.py"), "--config", str(file), *options]
+            given = _values(config, stage)
+            for key in ("output_dir", "sft_model_path", "reward_model_path", "seed"):
+                if (value := values[stage].get(key)) != given.get(key):
+                    command += [f"--{key}", str(value)]
         steps.append(Step(stage, output, command, why))
-    return steps
+    return Plan(config.stem, seed, outputs, steps)
+
+
+def make_plans(configs: Sequence[str], seeds: Sequence[int], launcher: str | None = None) -> list[Plan]:
+    """A plan for each seed of each config; a step that several share is in the first of them alone."""
+    plans: list[Plan] = []
+    for config in configs:
+        for seed in seeds or (None,):
+            plan = make_plan(config, None, seed, launcher, among=True)
+            before = {step.output for earlier in plans for step in earlier.steps}
+            plans.append(replace(plan, steps=[step for step in plan.steps if step.output not in before]))
+    return plans
+
+
+_KOCHAT = [sys.executable, "-m", "kochat_trl.cli"]
+
+
+def _values(config: Path, stage: Any) -> dict[str, Any]:
+    values = {key: value for key, (value, _) in read_config(config, stage).items()}
+    if "output_dir" not in values:
+        raise UserError(f"{config}: 'output_dir' is not set for {stage}")
+    return values
 
 
 def _finished(output: Path, stage: str) -> float:
@@ -153,7 +217,7 @@ def _check_settings(stage: str, output: Path, values: dict[str, Any]) -> None:
             )
 
 
-def print_plan(steps: list[Step], console: Console) -> None:
+def print_plan(steps: Sequence[Step], console: Console) -> None:
     """A line for each stage, and the commands."""
     table = Table("stage", "", "output", box=None)
     for step in steps:
@@ -168,14 +232,14 @@ def _shown(word: str) -> str:
     return "python" if word == sys.executable else word
 
 
-def run_plan(steps: list[Step], console: Console) -> dict[str, float]:
+def run_plan(steps: Sequence[Step], console: Console) -> dict[str, float]:
     """Run the steps in turn; returns the seconds of those that ran. Raises `UserError` at the first that fails."""
     seconds = {}
     for number, step in enumerate(steps, start=1):
         console.rule(f"[bold]{number}/{len(steps)} {step.stage}[/]: {step.why}")
         if step.command is None:
             continue
-        if step.stage == "merge" and step.output.exists():
+        if step.stage in ("merge", "evaluate") and step.output.exists():
             from .outputs import set_aside
 
             set_aside(step.output)

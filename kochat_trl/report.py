@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from .arguments import ModelArguments
 from .data.convert import encode_prompts
 from .data.readers import read_records
 from .data.records import RecordError, parse
-from .data.sample import mean_interval
+from .data.sample import Judge, judge_of, mean_interval
 from .errors import UserError
 from .evaluate import accuracy_of, load_scorer, score_ids
 from .generate import Answer, decoding, generate_answers, mean_logprob
@@ -31,7 +32,6 @@ from .text_metrics import bleu, chrf, distinct, hangul_share, rouge_l
 from .tokenizer import load_tokenizer
 
 LIMIT = 200  # prompts; chrF and the intervals hardly change beyond
-MODELS = ("base", "sft", "ppo")
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,25 @@ class Run:
         )
 
 
+def named_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
+    """The runs of PPO's output folders by name: `ppo`, or of several what tells their folders apart.
+
+    Raises `UserError` if they don't start from the same SFT model, which is what they are compared with.
+    """
+    runs = [Run.of(folder) for folder in folders]
+    for run in runs[1:]:
+        if run.sft.resolve() != runs[0].sft.resolve():
+            raise UserError(
+                f"{run.ppo} starts from {run.sft}, and {runs[0].ppo} from {runs[0].sft}: a page compares runs that "
+                "start from the same SFT model. `kochat run` with several configs compares others in a table"
+            )
+    if len(runs) == 1:
+        return {"ppo": runs[0]}
+    paths = [run.ppo.resolve() for run in runs]
+    common = os.path.commonpath(paths)
+    return {os.path.relpath(path, common): run for path, run in zip(paths, runs, strict=True)}
+
+
 def _resolved(folder: Path) -> dict[str, Any]:
     try:
         return yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
@@ -66,15 +85,18 @@ def _resolved(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no resolved.yaml there, so it is no stage's output") from None
 
 
-def read_questions(run: Run, file: str | None, limit: int = LIMIT) -> tuple[list[str], dict[str, str], bool]:
-    """The prompts to ask, after the course's four; references to those that have one; whether they are held out.
+def read_questions(
+    runs: Sequence[Run], file: str | None, limit: int = LIMIT
+) -> tuple[list[str], dict[str, str], bool, Judge | None]:
+    """The prompts to ask, after the course's four; references to those that have one; whether they are held out; and
+    the judge of sample data, if that is what they are.
 
     They come from `file`, any data file that has prompts, or from SFT's or PPO's `eval_files`, or else from the prompts
     that PPO trained on. Records that can't be read are left out.
     """
-    sft = _resolved(run.sft)
-    sources = [file] if file else sft["eval_files"] or run.settings["eval_files"] or run.settings["train_files"]
-    trained = {str(Path(path).resolve()) for path in [*sft.get("train_files", []), *run.settings["train_files"]]}
+    sft, ppo = _resolved(runs[0].sft), [run.settings for run in runs]
+    sources = [file] if file else sft["eval_files"] or ppo[0]["eval_files"] or ppo[0]["train_files"]
+    trained = {str(Path(path).resolve()) for settings in (sft, *ppo) for path in settings.get("train_files", [])}
     held_out = not any(str(Path(source).resolve()) in trained for source in sources)
     prompts: list[str] = [prompt for prompt, _ in PROBES]
     references: dict[str, str] = {}
@@ -95,67 +117,87 @@ def read_questions(run: Run, file: str | None, limit: int = LIMIT) -> tuple[list
                 continue
             if len(messages) == 2:
                 references[prompt] = messages[1]["content"]
-    return prompts, references, held_out
+    return prompts, references, held_out, judge_of(sources[0]) if len(sources) == 1 else None
 
 
-def build_report(ppo: str | Path, file: str | None = None, limit: int = LIMIT, seed: int = 0) -> dict[str, Any]:
-    """All that the page shows, as JSON: `answers`, `metrics`, `wins`, `kl`, `curves`, `worries`, and the `run`.
+def build_report(
+    folders: Sequence[str | Path], file: str | None = None, limit: int = LIMIT, seed: int = 0
+) -> dict[str, Any]:
+    """All that the page shows, as JSON: `answers`, `metrics`, `wins`, `kl`, `curves`, `worries`, and the `runs`.
 
-    Each model answers every prompt by sampling as PPO does (the whole distribution, PPO's temperature and length). The
-    course's four questions are shown, and count in no figure; prompts that leave no room for an answer are left out.
-    Raises `UserError` if the folder isn't PPO's output, or if there are not two prompts to ask.
+    `folders` are the outputs of one PPO run, or of several that start from one SFT model. Each model answers every
+    prompt by sampling as the first run does (the whole distribution, its temperature and length), and the first run's
+    reward model scores all. The course's four questions are shown, and count in no figure; prompts that leave no room
+    for an answer are left out. Raises `UserError` if a folder isn't PPO's output, or if there are not two prompts.
     """
-    run = Run.of(ppo)
-    prompts, references, held_out = read_questions(run, file, limit)
-    tokenizer = load_tokenizer(str(run.ppo))
-    positions = getattr(load_config(run.base, run.revision), "max_position_embeddings", math.inf)
-    fits = [len(ids) + run.settings["response_length"] <= positions for ids in encode_prompts(tokenizer, prompts)]
+    runs = named_runs(folders)
+    first = next(iter(runs.values()))
+    prompts, references, held_out, judge = read_questions(list(runs.values()), file, limit)
+    tokenizer = load_tokenizer(str(first.ppo))
+    length, temperature = first.settings["response_length"], first.settings["temperature"]
+    positions = getattr(load_config(first.base, first.revision), "max_position_embeddings", math.inf)
+    fits = [len(ids) + length <= positions for ids in encode_prompts(tokenizer, prompts)]
     prompts = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
     prompt_ids = encode_prompts(tokenizer, prompts)
-    settings = decoding("sample") | {
-        "max_new_tokens": run.settings["response_length"],
-        "temperature": run.settings["temperature"],
-    }
+    settings = decoding("sample") | {"max_new_tokens": length, "temperature": temperature}
     asked = [i for i, prompt in enumerate(prompts) if prompt not in dict(PROBES)]
     if len(asked) < 2:
         raise UserError(f"{len(asked)} prompts to ask; give a file of more with --prompts")
-    paths = {"base": run.base, "sft": str(run.sft), "ppo": str(run.ppo)}
+
+    def logprobs_of(model: Any, name: str) -> list[float]:
+        """log p of each answer of the run `name`, in nats."""
+        pairs = tqdm(list(zip(prompt_ids, answers[name], strict=True)), delay=2, leave=False)
+        return [len(answer.ids) * mean_logprob(model, ids, answer, temperature) for ids, answer in pairs]
+
+    paths = {name: str(run.ppo) for name, run in runs.items()} | {"sft": str(first.sft), "base": first.base}
     answers: dict[str, list[Answer]] = {}
-    logprobs: dict[str, list[float]] = {}  # of PPO's answers
-    for name in ("ppo", "sft", "base"):
-        model = load_policy(paths[name], ModelArguments(dtype="float32", model_revision=run.revision), tokenizer)
+    own: dict[str, list[float]] = {}
+    reference: dict[str, list[float]] = {}
+    for name, path in paths.items():
+        model = load_policy(path, ModelArguments(dtype="float32", model_revision=first.revision), tokenizer)
         answers[name] = generate_answers(model, tokenizer, prompts, settings, seed=seed)
-        if name != "base":
-            pairs = list(zip(prompt_ids, answers["ppo"], strict=True))
-            logprobs[name] = [
-                len(answer.ids) * mean_logprob(model, ids, answer) for ids, answer in tqdm(pairs, delay=2, leave=False)
-            ]
+        if name in runs:
+            own[name] = logprobs_of(model, name)
+        elif name == "sft":
+            reference = {run: logprobs_of(model, run) for run in runs}
         del model
-    scorer = load_scorer(str(run.reward), "float32", tokenizer)
+    scorer = load_scorer(str(first.reward), "float32", tokenizer)
+    models = ["base", "sft", *runs]
     scores = {
         name: score_ids(scorer, tokenizer, [[*ids, *a.ids] for ids, a in zip(prompt_ids, answers[name], strict=True)])
-        for name in MODELS
+        for name in models
     }
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": prompt, "reference": references.get(prompt)}
-        | {name: _shown(answers[name][i], scores[name][i]) for name in MODELS}
+        | {name: _shown(answers[name][i], scores[name][i]) for name in models}
         for i, prompt in enumerate(prompts)
     ]
     counted = [rows[i] for i in asked]
-    kl = [logprobs["ppo"][i] - logprobs["sft"][i] for i in asked]
+    if judge is not None and all(judge.knows(row["prompt"]) for row in counted):
+        for row in counted:
+            for name in models:
+                row[name]["judge"] = judge.score(row["prompt"], row[name]["text"], row[name]["ended"])
+    versus = [("sft", "base"), *((name, "sft") for name in runs)]
     report: dict[str, Any] = {
-        "run": {"folder": str(run.ppo), "base": run.base, "reward": str(run.reward), "seed": seed}
-        | {"held_out": held_out, "prompts": len(asked)},
-        "metrics": {name: _metrics(counted, name, [answers[name][i].ids for i in asked]) for name in MODELS},
-        "wins": {f"{one} over {other}": _wins(counted, one, other) for one, other in (("sft", "base"), ("ppo", "sft"))},
-        "kl": dict(zip(("mean", "low", "high"), mean_interval(kl), strict=True)),
+        "runs": {name: str(run.ppo) for name, run in runs.items()},
+        "base": first.base,
+        "reward": str(first.reward),
+        "seed": seed,
+        "held_out": held_out,
+        "prompts": len(asked),
+        "metrics": {name: _metrics(counted, name, [answers[name][i].ids for i in asked]) for name in models},
+        "wins": {f"{one} over {other}": _wins(counted, one, other) for one, other in versus},
+        "kl": {name: _interval([own[name][i] - reference[name][i] for i in asked]) for name in runs},
         "answers": rows,
-        "curves": {
-            name: _history(folder) for name, folder in (("sft", run.sft), ("reward", run.reward), ("ppo", run.ppo))
-        },
+        "curves": {"sft": _history(first.sft), "reward": _history(first.reward)}
+        | {name: _history(run.ppo) for name, run in runs.items()},
     }
-    report["worries"] = worries(report, run.settings)
+    report["worries"] = [worry for name, run in runs.items() for worry in worries(report, name, run.settings)]
     return report
+
+
+def _interval(values: Sequence[float]) -> dict[str, float]:
+    return dict(zip(("mean", "low", "high"), mean_interval(values), strict=True))
 
 
 def _shown(answer: Answer, score: float) -> dict[str, Any]:
@@ -181,6 +223,9 @@ def _metrics(rows: Sequence[dict[str, Any]], name: str, ids: Sequence[Sequence[i
         texts, references = zip(*pairs, strict=True)
         found |= {"chrf": chrf(texts, references), "bleu": bleu(texts, references)}
         found |= {"rouge_l": rouge_l(texts, references), "references": len(pairs)}
+    if "judge" in answers[0]:
+        mean, low, high = mean_interval([answer["judge"] for answer in answers])
+        found |= {"judge": mean, "judge_low": low, "judge_high": high}
     return found
 
 
@@ -198,9 +243,13 @@ def _history(folder: Path) -> list[dict[str, Any]]:
 # --- What to worry about -------------------------------------------------------------------------
 
 
-def worries(report: dict[str, Any], settings: dict[str, Any]) -> list[dict[str, str]]:
-    """What a careful reader would doubt in these figures, by rule: `sign`, what was seen, and `advice`."""
-    sft, ppo, win, kl = (*(report["metrics"][n] for n in ("sft", "ppo")), report["wins"]["ppo over sft"], report["kl"])
+def worries(report: dict[str, Any], name: str, settings: dict[str, Any]) -> list[dict[str, str]]:
+    """What a careful reader would doubt in the figures of the run `name`, which was made with `settings`.
+
+    By rule; each has the `run`, the `sign` that was seen, and `advice`.
+    """
+    sft, ppo = report["metrics"]["sft"], report["metrics"][name]
+    win, kl = report["wins"][f"{name} over sft"], report["kl"][name]
     found: list[tuple[str, str]] = []
     limit = 2 * settings["kl_target"] if settings.get("kl_target") else 20.0
     undecided = win["low"] <= 0.5 <= win["high"]
@@ -221,6 +270,14 @@ def worries(report: dict[str, Any], settings: dict[str, Any]) -> list[dict[str, 
             (
                 f"The policy is {kl['mean']:.1f} nats a response from SFT (over {limit:g}).",
                 "It may have left the language: read the answers; raise kl_coef, or set kl_target.",
+            )
+        )
+    if "judge" in ppo and ppo["judge_high"] < sft["judge_low"] and ppo["score"] > sft["score"]:
+        found.append(
+            (
+                f"The reward went up ({sft['score']:.2f} → {ppo['score']:.2f}) and the judge down "
+                f"({sft['judge']:.2f} → {ppo['judge']:.2f}).",
+                "Reward hacking: raise kl_coef, stop earlier, or train the reward model on more kinds of answers.",
             )
         )
     if ppo["tokens"] > 1.5 * sft["tokens"]:
@@ -256,15 +313,15 @@ def worries(report: dict[str, Any], settings: dict[str, Any]) -> list[dict[str, 
         )
     else:
         baselines = json.loads(evaluation.read_text(encoding="utf-8"))["baselines"]
-        for name, rule in baselines.items():
-            if not rule["beaten"]:
+        for rule, against in baselines.items():
+            if not against["beaten"]:
                 found.append(
                     (
-                        f"The reward model is no better than the rule '{name}'.",
+                        f"The reward model is no better than the rule '{rule}'.",
                         "PPO will learn the rule: docs/reward.md.",
                     )
                 )
-    return [{"sign": sign, "advice": advice} for sign, advice in found]
+    return [{"run": name, "sign": sign, "advice": advice} for sign, advice in found]
 
 
 # --- The page ------------------------------------------------------------------------------------
@@ -279,6 +336,7 @@ CURVES = {
         "policy/entropy_avg": "PPO entropy, nats a token",
     },
 }
+COLORS = ["#4a90d9", "#e0802b", "#3c9d57", "#c8508a", "#8a8f30"]
 
 
 def write_report(report: dict[str, Any], folder: str | Path) -> Path:
@@ -296,20 +354,22 @@ def write_report(report: dict[str, Any], folder: str | Path) -> Path:
 def render_page(report: dict[str, Any]) -> str:
     """The page as one HTML text, with its plots in it."""
     template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
-    curves = [
-        (title, _curve(report["curves"][stage], key))
-        for stage, titles in CURVES.items()
-        for key, title in titles.items()
-    ]
-    plots = [(title, _svg(lambda axes, xy=xy: axes.plot(*xy))) for title, xy in curves if len(xy[0]) > 1]
-    numbers = [(title, y[0]) for title, (_, y) in curves if len(y) == 1]
-    scores = {name: [row[name]["score"] for row in report["answers"]] for name in MODELS}
+    runs, histories = list(report["runs"]), report["curves"]
+    plots, numbers = [], []
+    for stage, titles in CURVES.items():
+        for key, title in titles.items():
+            lines = {name: _curve(histories[name], key) for name in (runs if stage == "ppo" else [stage])}
+            if any(len(x) > 1 for x, _ in lines.values()):
+                plots.append((title, _svg(lambda axes, lines=lines: _lines(axes, lines))))
+            numbers += [(title, y[0]) for _, y in lines.values() if len(y) == 1]
+    models = list(report["metrics"])
+    scores = {name: [row[name]["score"] for row in report["answers"]] for name in models}
     spread = _svg(lambda axes: _histogram(axes, scores))
-    by_kl = _svg(lambda axes: _against(axes, report["curves"]["ppo"]))
-    reliability = Path(report["run"]["reward"]) / "evaluation" / "reliability.png"
+    by_kl = _svg(lambda axes: _against(axes, {name: histories[name] for name in runs}))
+    reliability = Path(report["reward"]) / "evaluation" / "reliability.png"
     image = base64.b64encode(reliability.read_bytes()).decode() if reliability.is_file() else None
     return Template(template, autoescape=True).render(
-        report=report, models=MODELS, plots=plots, numbers=numbers, spread=spread, by_kl=by_kl, reliability=image
+        report=report, models=models, plots=plots, numbers=numbers, spread=spread, by_kl=by_kl, reliability=image
     )
 
 
@@ -318,16 +378,30 @@ def _curve(history: Sequence[dict[str, Any]], key: str) -> tuple[list[float], li
     return [x for x, _ in points], [y for _, y in points]
 
 
+def _lines(axes: Any, lines: dict[str, tuple[list[float], list[float]]]) -> None:
+    for name, (x, y) in lines.items():
+        axes.plot(x, y, label=name)
+    _name_lines(axes, len(lines))
+
+
 def _histogram(axes: Any, scores: dict[str, list[float]]) -> None:
-    for (name, values), color in zip(scores.items(), ("0.6", "#4a90d9", "#e0802b"), strict=True):
-        axes.hist(values, bins=24, histtype="step", linewidth=1.6, label=name, color=color)
+    axes.set_prop_cycle(color=["0.6", "#8a63d2", *COLORS])  # base, SFT, runs
+    axes.hist(list(scores.values()), bins=24, histtype="step", linewidth=1.6, label=list(scores))
     axes.set(xlabel="reward model's score", ylabel="answers")
-    axes.legend(frameon=False, labelcolor="#888")
+    _name_lines(axes, len(scores))
 
 
-def _against(axes: Any, history: Sequence[dict[str, Any]]) -> None:
-    axes.plot(_curve(history, "objective/kl")[1], _curve(history, "objective/scores")[1], "o-", markersize=3)
+def _against(axes: Any, histories: dict[str, Sequence[dict[str, Any]]]) -> None:
+    for name, history in histories.items():
+        kl, score = (_curve(history, f"objective/{key}")[1] for key in ("kl", "scores"))
+        axes.plot(kl, score, "o-", markersize=3, label=name)
     axes.set(xlabel="KL from SFT, nats a response", ylabel="score")
+    _name_lines(axes, len(histories))
+
+
+def _name_lines(axes: Any, count: int) -> None:
+    if count > 1:
+        axes.legend(frameon=False, labelcolor="#888")
 
 
 def _svg(draw: Any) -> str:
@@ -342,7 +416,7 @@ def _svg(draw: Any) -> str:
     with rc_context(style):
         figure = Figure(figsize=(4.4, 2.4), layout="constrained")
         axes = figure.subplots()
-        axes.set_prop_cycle(color=["#4a90d9"])
+        axes.set_prop_cycle(color=COLORS)
         draw(axes)
         axes.grid(alpha=0.25)
         buffer = io.StringIO()

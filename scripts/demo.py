@@ -34,7 +34,7 @@ def run_stages(seed: int) -> dict[str, float]:
     if subprocess.run([sys.executable, *base]).returncode:
         raise UserError("the tiny base could not be made; the message is above")
     seconds = {"data and base": round(time.perf_counter() - started, 1)}
-    return seconds | run_plan(make_plan("configs/tiny", seed=seed), console)
+    return seconds | run_plan(make_plan("configs/tiny", seed=seed).steps, console)
 
 
 def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, list[str]], list[str]]:

@@ -174,6 +174,7 @@ _FILE_NAMES = {
     "rm_eval": "kochatgpt_2_RM.heldout.jsonl",
     "ppo_eval": "kochatgpt_3_PPO.heldout.jsonl",
     "text": "pretraining.txt",
+    "judge": "judge.json",
 }
 
 
@@ -196,6 +197,7 @@ def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:
         contents[f"rm{suffix}"] = _as_json([_rm_record(q, completions) for q in questions])
         contents[f"ppo{suffix}"] = _as_json([{"prompt": q.prompt} for q in questions])
     contents["text"] = _pretraining_text(train, random.Random(f"{seed}/text"))
+    contents["judge"] = json.dumps({"seed": seed}) + "\n"
 
     directory.mkdir(parents=True, exist_ok=True)
     for key, path in paths.items():
@@ -276,6 +278,9 @@ class Judge:
             answers.setdefault(question.domain, {}).update(dict.fromkeys(question.answers))
         self._domain_answers = {domain: tuple(names) for domain, names in answers.items()}
 
+    def knows(self, prompt: str) -> bool:
+        return _fold(prompt) in self._questions
+
     def score(self, prompt: str, response: str, ended: bool) -> float:
         question = self._questions.get(_fold(prompt))
         if question is None:
@@ -301,6 +306,14 @@ class Judge:
         named = _named(self._domain_answers[question.domain], text)
         others = [answer for answer in named if answer not in question.answers]
         return len(others) < len(named) and others == _named(others, question.full)
+
+
+def judge_of(file: str | Path) -> Judge | None:
+    """The judge of the questions in a sample file; None for a file that ``write_sample_data`` didn't write."""
+    path = Path(file).with_name(_FILE_NAMES["judge"])
+    if Path(file).name not in _FILE_NAMES.values() or not path.is_file():
+        return None
+    return Judge(question for part in make_questions(json.loads(path.read_text())["seed"]) for question in part)
 
 
 def mean_interval(scores: Sequence[float]) -> tuple[float, float, float]:

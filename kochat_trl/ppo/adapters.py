@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..arguments import ModelArguments
+from ..arguments import LORA_SHAPE, ModelArguments
 from ..errors import UserError
 from ..models import (
     SCORE,
@@ -188,7 +188,7 @@ def load_roles(
     `UserError` for LoRA keys that an SFT adapter has settled already.
     """
     if is_adapter(sft_path):
-        for key in ("lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora"):
+        for key in sorted(LORA_SHAPE):
             if getattr(model_args, key) != getattr(ModelArguments(), key):
                 raise UserError(f"{key}: has no effect, as PPO goes on with the adapter in {sft_path}; remove it")
         base, revision = base_of_adapter(sft_path)

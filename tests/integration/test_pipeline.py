@@ -1,13 +1,16 @@
 """`kochat run`: what it plans from what is there, and the whole of it with real recipes."""
 
 import json
+import math
 import os
 import shutil
 import sys
 from pathlib import Path
+from statistics import stdev
 
+from kochat_trl.comparison import as_markdown, compare, half_interval, print_comparison
 from kochat_trl.errors import UserError
-from kochat_trl.pipeline import Step, make_plan, run_plan
+from kochat_trl.pipeline import Step, make_plan, make_plans, run_plan
 
 import pytest
 import yaml
@@ -48,16 +51,18 @@ def checkpoint(stage, step, whole=True):
         (folder / "trainer_state.json").write_text("{}")
 
 
-def states(steps):
-    return {step.stage: step.why if step.command else "done" for step in steps}
+def states(plan):
+    return {step.stage: step.why if step.command else "done" for step in plan.steps}
 
 
 RENAMED = "again; what is there is renamed"
 
 
 def test_a_new_run(configs):
-    steps = make_plan(configs)
-    assert states(steps) == dict.fromkeys(STAGES, "new")
+    plan = make_plan(configs)
+    steps = plan.steps
+    assert states(plan) == dict.fromkeys(STAGES, "new")
+    assert plan.outputs == {step.stage: step.output for step in steps}
     assert [str(step.output) for step in steps] == ["out/sft", "out/reward", "out/ppo", "out/merged", "out/report"]
     for step in steps[:3]:
         assert f"recipes/{step.stage}.py" in " ".join(step.command)
@@ -70,7 +75,7 @@ def test_a_new_run(configs):
 
 
 def test_launcher_and_seed(configs):
-    steps = make_plan(configs, seed=3, launcher="mine.yaml")
+    steps = make_plan(configs, seed=3, launcher="mine.yaml").steps
     for step in steps[:3]:
         assert step.command[step.command.index("--config_file") + 1] == "mine.yaml"
         assert step.command[-2:] == ["--seed", "3"]
@@ -90,10 +95,10 @@ def test_launcher_and_seed(configs):
 )
 def test_what_is_done_is_kept_and_what_depends_on_the_rest_is_not(configs, done, expected):
     finish(*done)
-    steps = make_plan(configs)
+    plan = make_plan(configs)
     words = {"d": "done", "n": "new", "r": RENAMED}
-    assert states(steps) == {stage: words[letter] for stage, letter in zip(STAGES, expected, strict=True)}
-    for step in steps[:3]:
+    assert states(plan) == {stage: words[letter] for stage, letter in zip(STAGES, expected, strict=True)}
+    for step in plan.steps[:3]:
         if step.command:
             assert ("--overwrite_output_dir" in step.command) == (step.why == RENAMED)
 
@@ -102,7 +107,7 @@ def test_a_stage_that_broke_off_goes_on_from_its_last_whole_checkpoint(configs):
     finish("sft", "reward")
     for step, whole in (5, True), (20, True), (100, False):
         checkpoint("ppo", step, whole)
-    step = make_plan(configs)[2]
+    step = make_plan(configs).steps[2]
     assert step.why == "goes on from checkpoint-20"
     assert step.command[-2:] == ["--resume_from_checkpoint", "out/ppo/checkpoint-20"]
 
@@ -138,7 +143,7 @@ def test_ppo_must_read_what_the_stages_before_write(configs):
 def test_another_ppo_beside_the_first_has_a_merge_and_a_report_of_its_own(configs):
     path = configs / "ppo.yaml"
     path.write_text(path.read_text().replace("output_dir: out/ppo", "output_dir: out/ppo_b"))
-    assert [str(step.output) for step in make_plan(configs)[3:]] == ["out/ppo_b-merged", "out/ppo_b-report"]
+    assert [str(step.output) for step in make_plan(configs).steps[3:]] == ["out/ppo_b-merged", "out/ppo_b-report"]
 
 
 def test_from(configs):
@@ -156,7 +161,7 @@ def test_from(configs):
 def test_no_merge_without_an_adapter(configs):
     path = configs / "ppo.yaml"
     path.write_text(path.read_text().replace("use_peft: true", "use_peft: false"))
-    assert [step.stage for step in make_plan(configs)] == ["sft", "reward", "ppo", "report"]
+    assert [step.stage for step in make_plan(configs).steps] == ["sft", "reward", "ppo", "report"]
 
 
 def test_other_settings_than_a_finished_stage_had(configs):
@@ -171,11 +176,136 @@ def test_other_settings_than_a_finished_stage_had(configs):
 
 def test_configs_that_are_none(configs):
     (configs / "reward.yaml").unlink()
-    with pytest.raises(UserError, match=r"sft.yaml, reward.yaml, ppo.yaml; no .*reward.yaml"):
+    with pytest.raises(UserError, match=r"reward.yaml: can't read this config: No such file"):
         make_plan(configs)
     (configs / "reward.yaml").write_text("seed: 1")
-    with pytest.raises(UserError, match=r"reward.yaml: 'output_dir' is not set"):
+    with pytest.raises(UserError, match=r"'output_dir' is not set for reward"):
         make_plan(configs)
+    with pytest.raises(UserError, match=r"sft.yaml: expected a folder with sft.yaml"):
+        make_plan(configs / "sft.yaml")
+
+
+# --- Evaluation, experiments, and several runs
+
+
+@pytest.fixture
+def evaluated(configs):
+    """The set with rankings to evaluate the reward model on."""
+    path = configs / "reward.yaml"
+    path.write_text(path.read_text() + "eval_files: [held_out.jsonl]\ninvalid_records: skip\n")
+    return configs
+
+
+def experiment(configs, name, text, extends="configs"):
+    path = configs.parent / f"{name}.yaml"
+    path.write_text(f"extends: {extends}\n{text}")
+    return path
+
+
+def test_a_reward_model_with_held_out_rankings_is_evaluated(evaluated):
+    plan = make_plan(evaluated)
+    assert list(states(plan)) == ["sft", "reward", "evaluate", "ppo", "merge", "report"]
+    step = plan.steps[2]
+    assert step.command[3:] == [
+        *("reward", "eval", "out/reward", "held_out.jsonl", "--ranking-order", "best_first"),
+        *("--invalid-records", "skip"),
+    ]
+    finish(*STAGES)
+    assert states(make_plan(evaluated))["ppo"] == "done"
+    assert states(make_plan(evaluated))["evaluate"] == "new"
+    assert states(make_plan(evaluated))["report"] == RENAMED
+
+
+def flags(step):
+    words = step.command[step.command.index("--config") :]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def test_an_experiment_runs_again_what_it_changes_and_what_reads_that(evaluated):
+    path = experiment(evaluated, "odd", "pairs: adjacent\nranking_order: rank_of\n")
+    finish("sft", "reward")
+    plan = make_plan(path)
+    assert states(plan) == {"sft": "done"} | dict.fromkeys(["reward", "evaluate", *STAGES[2:]], "new")
+    paths = [str(plan.outputs[stage]) for stage in ("sft", "reward", "evaluate", *STAGES[2:])]
+    mine = ["out/odd/reward", "out/odd/reward/evaluation", "out/odd/ppo", "out/odd/merged", "out/odd/report"]
+    assert paths == ["out/sft", *mine]
+    assert flags(plan.steps[1]) == {"--config": str(path), "--output_dir": "out/odd/reward"}
+    ppo = {"--output_dir": "out/odd/ppo", "--reward_model_path": "out/odd/reward"}
+    assert flags(plan.steps[3]) == {"--config": str(path)} | ppo
+    # judged by the folder's own reading of the rankings
+    assert plan.steps[2].command[-4:-2] == ["--ranking-order", "best_first"]
+
+
+def test_an_experiment_on_ppo_alone_shares_the_rest(configs):
+    path = experiment(configs, "kl", "kl_coef: 0\n")
+    outputs = make_plan(path).outputs
+    assert [str(outputs[s]) for s in STAGES] == [
+        "out/sft",
+        "out/reward",
+        "out/kl/ppo",
+        "out/kl/merged",
+        "out/kl/report",
+    ]
+    child = experiment(configs, "child", "kl_estimator: k3\n", extends="kl.yaml")
+    assert str(make_plan(child).outputs["ppo"]) == "out/child/ppo"
+    assert make_plan(experiment(configs, "same", "")).outputs == make_plan(configs).outputs
+
+
+def test_an_experiment_has_no_output_dir(configs):
+    with pytest.raises(UserError, match="leave output_dir out: each stage gets a folder 'own' beside out/sft"):
+        make_plan(experiment(configs, "own", "output_dir: out/mine\n"))
+
+
+def test_several_runs_have_folders_of_their_own_and_share_what_they_can(configs):
+    path = experiment(configs, "kl", "kl_coef: 0\n")
+    plans = make_plans([str(configs), str(path)], [3, 4])
+    assert [(plan.name, plan.seed) for plan in plans] == [("configs", 3), ("configs", 4), ("kl", 3), ("kl", 4)]
+    assert [[step.stage for step in plan.steps] for plan in plans] == [["sft", "reward", "ppo", "report"]] * 2 + [
+        ["ppo", "report"]
+    ] * 2
+    assert [str(plan.outputs["ppo"]) for plan in plans] == [
+        *("out/seed3/ppo", "out/seed4/ppo", "out/kl/seed3/ppo", "out/kl/seed4/ppo")
+    ]
+    assert flags(plans[3].steps[0]) == {
+        **{"--config": str(path), "--output_dir": "out/kl/seed4/ppo", "--seed": "4"},
+        **{"--sft_model_path": "out/seed4/sft", "--reward_model_path": "out/seed4/reward"},
+    }
+    assert make_plans([str(configs)], [])[0].outputs["ppo"] == Path("out/ppo")
+
+
+def test_the_table_of_several_runs(evaluated, capsys):
+    """Means by hand; half an interval of 0.1, 0.2, 0.3: 4.303 · 0.1 / √3."""
+    plans = make_plans([str(evaluated), str(experiment(evaluated, "kl", "kl_coef: 0\n"))], [0, 1, 2])
+    for plan in plans:
+        value = 0.1 * (plan.seed + 1)
+        metrics = {"tokens": 20.0 + plan.seed} | ({"judge": value} if plan.name == "kl" else {})
+        report = {"runs": {"ppo": ""}, "wins": {"ppo over sft": {"share": value}}, "kl": {"ppo": {"mean": 2 * value}}}
+        report |= {"metrics": {"sft": metrics, "ppo": metrics}}
+        files = {"report": ("report.json", report), "sft": ("metrics.json", {"eval_loss": 1.5})}
+        files["evaluate"] = ("evaluation.json", {"accuracy": {"accuracy": 1 - value}})
+        for stage, (name, content) in files.items():
+            plan.outputs[stage].mkdir(parents=True, exist_ok=True)
+            (plan.outputs[stage] / name).write_text(json.dumps(content))
+    lines = compare(plans)
+    assert lines[0] == ["", "SFT loss", "RM accuracy", "PPO wins", "KL", "tokens", "judge, SFT", "judge, PPO"]
+    tenths = "0.200 ± 0.248"
+    assert lines[1] == ["configs", "1.50 ± 0.00", "0.800 ± 0.248", tenths, "0.400 ± 0.497", "21.0 ± 2.5", "–", "–"]
+    assert lines[2][-2:] == [tenths, tenths]
+    assert compare(plans[:1])[1][:3] == ["configs", "1.50", "0.900"]
+    print_comparison(lines, Console(width=200))
+    assert tenths in capsys.readouterr().out
+    assert as_markdown(lines).splitlines()[2].startswith("| configs | 1.50 ± 0.00 | 0.800 ± 0.248 |")
+
+
+def test_half_an_interval_is_of_students_t():
+    """The quantile of t against the integral of its density, for 2 to 11 values; the normal's for many."""
+    for count in range(2, 12):
+        freedom = count - 1
+        scale = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
+        t = half_interval([*range(count)]) * math.sqrt(count) / stdev(range(count))
+        middles = [t * (i + 0.5) / 10_000 for i in range(10_000)]
+        inside = sum(scale * (1 + x**2 / freedom) ** (-(freedom + 1) / 2) for x in middles) * t / 10_000
+        assert 2 * inside == pytest.approx(0.95, abs=3e-3 if freedom == 10 else 1e-4)
 
 
 def test_a_stage_that_fails_stops_the_rest(tmp_path):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from kochat_trl.arguments import ModelArguments
 from kochat_trl.data.convert import encode_prompt
+from kochat_trl.data.sample import Judge, make_questions, mean_interval, write_sample_data
 from kochat_trl.errors import UserError
 from kochat_trl.evaluate import load_scorer, score_ids, wilson_interval
-from kochat_trl.generate import decoding, generate_answers
+from kochat_trl.generate import Answer, decoding, generate_answers, mean_logprob
 from kochat_trl.merge import PROBES
 from kochat_trl.models import add_lora, load_causal_lm, load_policy
 from kochat_trl.report import Run, build_report, read_questions, render_page, worries, write_report
@@ -59,7 +60,7 @@ def run(tiny_base, tiny_tokenizer, tiny_reward, kochatgpt_files, tmp_path_factor
 
 @pytest.fixture(scope="module")
 def report(run):
-    return build_report(run / "ppo", seed=1)
+    return build_report([run / "ppo"], seed=1)
 
 
 def test_it_asks_what_sft_held_out_after_the_courses_four(run, report, kochatgpt_files):
@@ -68,22 +69,23 @@ def test_it_asks_what_sft_held_out_after_the_courses_four(run, report, kochatgpt
     assert [row["prompt"] for row in report["answers"]] == list(expected)
     references = {record["prompt"]: record["completion"] for record in records}
     assert {row["prompt"]: row["reference"] for row in report["answers"] if row["reference"]} == references
-    assert report["run"]["held_out"]
-    assert report["run"]["prompts"] == len(expected) - len(FOUR)
+    assert report["held_out"]
+    assert report["prompts"] == len(expected) - len(FOUR)
+    assert "judge" not in report["metrics"]["ppo"]
 
 
 def test_other_prompts(run, tmp_path, write):
-    found = Run.of(run / "ppo")
+    found = [Run.of(run / "ppo")]
     file = write("p.jsonl", json.dumps([{"prompt": "하나"}, {"prompt": ""}, {"prompt": "둘"}, {"prompt": "하나"}]))
-    assert read_questions(found, file) == ([*FOUR, "하나", "둘"], {}, True)
-    assert not read_questions(found, found.settings["train_files"][0])[2]  # whoever names it
+    assert read_questions(found, file) == ([*FOUR, "하나", "둘"], {}, True, None)
+    assert not read_questions(found, found[0].settings["train_files"][0])[2]  # whoever names it
     assert read_questions(found, file, limit=1)[0] == [*FOUR, "하나"]
     copied = tmp_path / "run"
     shutil.copytree(run, copied)
     for name, changes in {"sft": {"eval_files": []}, "ppo": {"sft_model_path": str(copied / "sft")}}.items():
         path = copied / name / "resolved.yaml"
         path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
-    prompts, _, held_out = read_questions(Run.of(copied / "ppo"), None)
+    prompts, _, held_out, _ = read_questions([Run.of(copied / "ppo")], None)
     assert len(prompts) > len(FOUR)
     assert not held_out
 
@@ -122,8 +124,65 @@ def test_kl(run, report, tiny_tokenizer):
                 logits = models[name].eval()(input_ids=torch.tensor([[*ids, *answer.ids]])).logits[0].double()
             for i, token in enumerate(answer.ids):
                 total += sign * logits[len(ids) - 1 + i].log_softmax(-1)[token].item()
-    assert report["kl"]["mean"] == pytest.approx(total / (len(prompts) - len(FOUR)), abs=1e-4)
-    assert report["kl"]["low"] < report["kl"]["mean"] < report["kl"]["high"]
+    kl = report["kl"]["ppo"]
+    assert kl["mean"] == pytest.approx(total / (len(prompts) - len(FOUR)), abs=1e-4)
+    assert kl["low"] < kl["mean"] < kl["high"]
+
+
+def test_kl_is_at_the_runs_temperature(run, tiny_tokenizer):
+    model = load_policy(str(run / "ppo"), ModelArguments(dtype="float32"), tiny_tokenizer)
+    ids, answer = encode_prompt(tiny_tokenizer, "반가워요"), Answer("", (40, 41), True)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.tensor([[*ids, 40, 41]])).logits[0, -3:-1].double() / 0.5
+        expected = logits.log_softmax(-1)[[0, 1], [40, 41]].mean().item()
+        assert mean_logprob(model, ids, answer, 0.5) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_judge_of_sample_data(run, tmp_path, report):
+    files = write_sample_data(tmp_path / "data", seed=0)
+    report = build_report([run / "ppo"], str(files["sft_eval"]), limit=12)
+    judge = Judge(question for part in make_questions(0) for question in part)
+    for name in MODELS:
+        points = [
+            judge.score(row["prompt"], row[name]["text"], row[name]["ended"]) for row in report["answers"][len(FOUR) :]
+        ]
+        assert [row[name]["judge"] for row in report["answers"][len(FOUR) :]] == points
+        mean, low, high = mean_interval(points)
+        found = report["metrics"][name]
+        assert (found["judge"], found["judge_low"], found["judge_high"]) == (mean, low, high)
+    assert "정답을 아는 심판" in render_page(report)
+
+
+@pytest.fixture(scope="module")
+def several(run):
+    """The page of two runs from one SFT model; the second is SFT itself under another name."""
+    other = run / "again/ppo"
+    shutil.copytree(run / "sft", other)
+    shutil.copy(run / "ppo/resolved.yaml", other / "resolved.yaml")
+    shutil.copy(run / "ppo/metrics.json", other / "metrics.json")
+    return build_report([run / "ppo", other], seed=1)
+
+
+def test_several_runs_on_one_page(report, several):
+    assert list(several["metrics"]) == ["base", "sft", "ppo", "again/ppo"]
+    assert several["metrics"]["ppo"] == report["metrics"]["ppo"]
+    assert several["kl"]["ppo"] == report["kl"]["ppo"]
+    assert several["kl"]["again/ppo"]["mean"] == pytest.approx(0, abs=1e-5)
+    assert several["wins"]["again/ppo over sft"]["share"] == 0.5
+    assert list(several["curves"]) == ["sft", "reward", "ppo", "again/ppo"]
+    assert {"ppo", "again/ppo"} == {worry["run"] for worry in several["worries"]}
+    page = render_page(several)
+    assert "KL of again/ppo from SFT" in page
+    assert page.count("<svg") == 6
+
+
+def test_several_runs_start_from_one_sft_model(run, tmp_path):
+    other = tmp_path / "ppo"
+    other.mkdir()
+    settings = yaml.safe_load((run / "ppo/resolved.yaml").read_text()) | {"sft_model_path": str(run / "reward")}
+    (other / "resolved.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(UserError, match="a page compares runs that start from the same SFT model"):
+        build_report([run / "ppo", other])
 
 
 def test_curves_are_the_stages_histories(report):
@@ -133,17 +192,17 @@ def test_curves_are_the_stages_histories(report):
 def test_prompts_without_room_are_left_out(run, write, tiny_tokenizer):
     long = "가나다라 " * 200
     file = write("p.jsonl", json.dumps([{"prompt": prompt} for prompt in ("하나", long, "둘")]))
-    report = build_report(run / "ppo", file)
+    report = build_report([run / "ppo"], file)
     assert [row["prompt"] for row in report["answers"]] == [*FOUR, "하나", "둘"]
     with pytest.raises(UserError, match="1 prompts to ask"):
-        build_report(run / "ppo", file, limit=1)
+        build_report([run / "ppo"], file, limit=1)
 
 
 def test_folders_that_are_no_run(run, tmp_path):
     with pytest.raises(UserError, match=r"no resolved\.yaml there"):
-        build_report(tmp_path)
+        build_report([tmp_path])
     with pytest.raises(UserError, match=r"not the output of recipes/ppo\.py"):
-        build_report(run / "sft")
+        build_report([run / "sft"])
 
 
 # --- Worries
@@ -156,7 +215,7 @@ def fine():
     return {
         "metrics": {name: dict(metrics) for name in MODELS},
         "wins": {"ppo over sft": {"share": 0.8, "low": 0.7, "high": 0.87, "n": 100}},
-        "kl": {"mean": 4.0, "low": 3.0, "high": 5.0},
+        "kl": {"ppo": {"mean": 4.0, "low": 3.0, "high": 5.0}},
     }
 
 
@@ -169,16 +228,16 @@ def settings(tmp_path):
 
 
 def test_nothing_to_worry_about(fine, settings):
-    assert worries(fine, settings) == []
+    assert worries(fine, "ppo", settings) == []
 
 
 @pytest.mark.parametrize(
     ("change", "sign"),
     [
         ({"wins": {"ppo over sft": {"share": 0.52, "low": 0.42, "high": 0.62, "n": 100}}}, "can't be told from SFT"),
-        ({"kl": {"mean": 0.01, "low": -0.02, "high": 0.04}}, "can't be told from SFT"),
+        ({"kl": {"ppo": {"mean": 0.01, "low": -0.02, "high": 0.04}}}, "can't be told from SFT"),
         ({"wins": {"ppo over sft": {"share": 0.2, "low": 0.1, "high": 0.3, "n": 100}}}, "score worse than SFT's"),
-        ({"kl": {"mean": 20.1, "low": 15.0, "high": 25.0}}, "20.1 nats a response from SFT"),
+        ({"kl": {"ppo": {"mean": 20.1, "low": 15.0, "high": 25.0}}}, "20.1 nats a response from SFT"),
         ({"ppo": {"tokens": 30.1}}, "grew from 20 to 30 tokens"),
         ({"ppo": {"distinct_2": 0.55}}, "repeats itself"),
         ({"ppo": {"ended": 0.7}}, "fell from 90% to 70%"),
@@ -191,7 +250,7 @@ def test_each_worry(fine, settings, change, sign):
         changed["metrics"]["ppo"] |= change["ppo"]
     else:
         changed |= change
-    found = worries(changed, settings)
+    found = worries(changed, "ppo", settings)
     assert len(found) == 1
     assert sign in found[0]["sign"]
     assert found[0]["advice"]
@@ -202,18 +261,30 @@ def test_each_worry(fine, settings, change, sign):
 )
 def test_just_short_of_a_worry(fine, settings, metric, value):
     fine["metrics"]["ppo"][metric] = value
-    assert worries(fine, settings) == []
+    assert worries(fine, "ppo", settings) == []
 
 
 def test_far_from_sft_without_scoring_better_is_not_too_near(fine, settings):
     fine["wins"]["ppo over sft"] = {"share": 0.5, "low": 0.4, "high": 0.6, "n": 100}
-    (found,) = worries(fine | {"kl": {"mean": 60.0, "low": 50.0, "high": 70.0}}, settings)
+    (found,) = worries(fine | {"kl": {"ppo": {"mean": 60.0, "low": 50.0, "high": 70.0}}}, "ppo", settings)
     assert "60.0 nats a response from SFT" in found["sign"]
 
 
 def test_the_kl_target_is_the_measure(fine, settings):
-    assert worries(fine, settings | {"kl_target": 2.5}) == []
-    assert "over 3.8" in worries(fine, settings | {"kl_target": 1.9})[0]["sign"]
+    assert worries(fine, "ppo", settings | {"kl_target": 2.5}) == []
+    assert "over 3.8" in worries(fine, "ppo", settings | {"kl_target": 1.9})[0]["sign"]
+
+
+def test_the_reward_up_and_the_judge_down(fine, settings):
+    for name, score, judge in (("sft", 0.0, 0.6), ("ppo", 1.0, 0.5)):
+        fine["metrics"][name] |= {"score": score, "judge": judge, "judge_low": judge - 0.04, "judge_high": judge + 0.04}
+    (found,) = worries(fine, "ppo", settings)
+    assert "The reward went up (0.00 → 1.00) and the judge down (0.60 → 0.50)" in found["sign"]
+    assert found["run"] == "ppo"
+    fine["metrics"]["ppo"]["judge_high"] = 0.57  # not told apart
+    assert worries(fine, "ppo", settings) == []
+    fine["metrics"]["ppo"] |= {"judge_high": 0.54, "score": -0.1}
+    assert worries(fine, "ppo", settings) == []
 
 
 def test_a_reward_model_that_nobody_looked_at_or_that_is_a_rule(fine, settings, tmp_path):
@@ -221,10 +292,10 @@ def test_a_reward_model_that_nobody_looked_at_or_that_is_a_rule(fine, settings, 
     rules = json.loads(path.read_text())
     rules["baselines"]["longer answer wins"]["beaten"] = False
     path.write_text(json.dumps(rules))
-    (found,) = worries(fine, settings)
+    (found,) = worries(fine, "ppo", settings)
     assert "no better than the rule 'longer answer wins'" in found["sign"]
     path.unlink()
-    (found,) = worries(fine, settings)
+    (found,) = worries(fine, "ppo", settings)
     assert "kochat reward eval" in found["advice"]
 
 

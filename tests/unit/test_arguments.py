@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kochat_trl.arguments import choose_precision, parse_arguments
+from kochat_trl.arguments import ModelArguments, choose_precision, folder_of, parse_arguments
 from kochat_trl.errors import UserError
 
 import huggingface_hub
@@ -21,22 +21,19 @@ def parse(write, text, *argv, stage="sft"):
     return parse_arguments(stage, write("run.yaml", text), list(argv))
 
 
-def stage_of(path: Path) -> str:
-    parent = yaml.safe_load(path.read_text(encoding="utf-8")).get("extends")
-    return stage_of((path.parent / parent).resolve()) if parent else path.stem
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_every_config_is_parsed_by_the_real_parser(path):
     if path.parent.name == "accelerate":
         assert load_config_from_file(str(path)).num_processes >= 1
         return
-    args = parse_arguments(stage_of(path), str(path), [])
-    assert args.training.output_dir.startswith("outputs/")
-    assert args.training.report_to == []
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# ")
-    assert "accelerate launch recipes/" in text
+    experiment = path.parent.name == "experiments"
+    assert ("kochat run configs/" if experiment else "accelerate launch recipes/") in text
+    for stage in ("sft", "reward", "ppo") if experiment else [path.stem]:
+        args = parse_arguments(stage, str(path), [])
+        assert args.training.output_dir.startswith("outputs/")
+        assert args.training.report_to == []
 
 
 def test_configs_are_there():
@@ -44,6 +41,66 @@ def test_configs_are_there():
     assert {f"{size}/{stage}.yaml" for size in ("tiny", "kogpt2") for stage in ("sft", "reward", "ppo")} <= names
     assert {f"accelerate/{name}.yaml" for name in ("cpu", "one_gpu", "ddp")} <= names
     assert any(name.startswith("experiments/") for name in names)
+
+
+# --- A file for all stages
+
+
+@pytest.fixture
+def stages(write):
+    """A folder with a file for each stage, which a file beside it may extend."""
+    for stage in ("sft", "reward", "ppo"):
+        lines = [
+            BASE if stage != "ppo" else BASE.replace("lora_r: 4\n", ""),
+            MODELS.get(stage, "model_name_or_path: a\n"),
+        ]
+        write(f"set/{stage}.yaml", "".join(lines))
+    return lambda stage, text: parse_arguments(stage, write("all.yaml", f"extends: set\n{text}"), [])
+
+
+def test_each_stage_takes_its_own_keys_of_a_file_for_all(stages):
+    text = "model_name_or_path: b\npairs: adjacent\nkl_coef: 0.5\nlearning_rate: 1e-3\nlora_r: 2\n"
+    for stage in ("sft", "reward"):
+        args = stages(stage, text)
+        assert (args.model.model_name_or_path, args.training.learning_rate, args.model.lora_r) == ("b", 1e-3, 2)
+        assert args.recipe.pairs == ("adjacent" if stage == "reward" else "all")
+    args = stages("ppo", text)
+    assert (args.training.kl_coef, args.training.learning_rate, args.training.sft_model_path) == (0.5, 1e-3, "a")
+    assert args.model.lora_r == ModelArguments().lora_r  # PPO goes on with SFT's adapter
+
+
+def test_a_file_for_all_stages_may_extend_another(stages, write):
+    stages("sft", "pairs: adjacent\nkl_coef: 0.5\n")
+    child = write("child.yaml", "extends: all.yaml\nloss: all_pairs\nkl_coef: 0.7\n")
+    args = parse_arguments("reward", child, [])
+    assert (args.recipe.pairs, args.recipe.loss) == ("adjacent", "all_pairs")
+    assert parse_arguments("ppo", child, []).training.kl_coef == 0.7
+    assert folder_of(Path(child)) == Path(child).parent / "set"
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_a_key_of_no_stage_is_refused_in_a_file_for_all(stages, stage):
+    with pytest.raises(UserError, match=r"all\.yaml, line 2: unknown key 'kl_coeff'"):
+        stages(stage, "kl_coeff: 1\n")
+    with pytest.raises(UserError, match=r"all\.yaml: 'push_to_hub' has no effect"):
+        stages(stage, "push_to_hub: true\n")
+
+
+def test_the_key_of_another_stage_is_refused_in_the_file_of_one(write):
+    with pytest.raises(UserError, match="unknown key 'kl_coef'"):
+        parse(write, "extends: base.yaml\nkl_coef: 0.5\n")
+
+
+def test_a_folder_is_a_config_and_the_file_of_a_stage_extends_none(write, stages):
+    stages("sft", "")
+    folder = Path(write("set/x", "")).parent
+    assert parse_arguments("sft", str(folder), []).training.learning_rate == 1e-5
+    assert folder_of(folder) == folder
+    with pytest.raises(UserError, match=r"sft\.yaml: expected a folder with sft\.yaml"):
+        folder_of(folder / "sft.yaml")
+
+
+# --- The file of one stage
 
 
 def test_precedence(write):

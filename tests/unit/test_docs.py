@@ -46,7 +46,7 @@ def test_the_experiment_shown_is_the_one_in_the_repository():
     path = ROOT / "configs/experiments/kl_k3.yaml"
     assert yaml.safe_load(shown) == yaml.safe_load(path.read_text(encoding="utf-8"))
     args = parse_arguments("ppo", str(path), [])
-    assert (args.training.kl_estimator, args.training.num_ppo_epochs) == ("k3", 4)
+    assert (args.training.kl_estimator, args.training.num_ppo_epochs) == ("k3", 2)
 
 
 def test_recipes_stay_short():

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from kochat_trl.data import sample
-from kochat_trl.data.sample import Judge, Question, make_questions, mean_interval, write_sample_data
+from kochat_trl.data.sample import Judge, Question, judge_of, make_questions, mean_interval, write_sample_data
 from kochat_trl.data.sample_facts import with_particle
 
 import pytest
@@ -184,6 +184,7 @@ def test_file_names(paths):
         "rm_eval": "kochatgpt_2_RM.heldout.jsonl",
         "ppo_eval": "kochatgpt_3_PPO.heldout.jsonl",
         "text": "pretraining.txt",
+        "judge": "judge.json",
     }
 
 
@@ -276,6 +277,21 @@ def test_existing_file_is_not_overwritten(tmp_path):
 
 
 # --- Judge
+
+
+def test_the_judge_of_a_sample_file_is_that_of_its_seed(tmp_path, paths, write):
+    other = write_sample_data(tmp_path / "other", seed=1)
+    for seed, files in ((0, paths), (1, other)):
+        judge = judge_of(files["ppo_eval"])
+        train, held_out = make_questions(seed)
+        for question in (train[0], held_out[0]):
+            assert judge.knows(question.prompt)
+            assert judge.score(question.prompt, question.full, True) == pytest.approx(1)
+    assert not judge_of(paths["sft"]).knows("누구세요, 이 질문은 없어요?")
+    assert judge_of(write("kochatgpt_1_SFT.jsonl", "[]")) is None  # no judge.json beside it
+    mine = paths["sft"].with_name("mine.jsonl")
+    assert judge_of(mine) is None
+
 
 SUM = Question(
     prompt="8에 7을 더하면 얼마예요?",

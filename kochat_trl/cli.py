@@ -34,6 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_reward_commands(reward.add_subparsers(metavar="COMMAND", required=True))
     _add_generating_commands(groups)
     _add_pipeline_command(groups)
+    _add_memory_command(groups)
     return parser
 
 
@@ -275,6 +276,14 @@ def _add_pipeline_command(commands: Any) -> None:
     )
     pipeline.add_argument(
         "--accelerate", metavar="YAML", help="launcher config (default: configs/accelerate/one_gpu.yaml, or cpu.yaml)"
+    )
+
+
+def _add_memory_command(commands: Any) -> None:
+    memory = _add(commands, plan, "memory", "kochat memory configs/kogpt2 --gpu-gb 8")
+    memory.add_argument("config", metavar="CONFIG", help="a folder with a config for each stage, or an experiment")
+    memory.add_argument(
+        "--gpu-gb", type=float, nargs="+", metavar="N", help="sizes of GPUs to fit (default: 6 8 12 16 24)"
     )
 
 
@@ -632,6 +641,19 @@ def make_report(arguments: argparse.Namespace) -> None:
         run = f"{worry['run']}: " if len(report["runs"]) > 1 else ""
         print(f"! {run}{worry['sign']}\n  {worry['advice']}")
     print(f"Written to {page}, and report.json beside it.")
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """Say how much memory SFT, reward model and PPO take, and what fits a GPU, before anything is loaded.
+
+    Of the base model only config.json is read. Texts are as long as the config allows, so a real run takes less. The
+    figures are what the tensors take; a GPU needs about 1 GB more, which the second table leaves for it.
+    """
+    from .memory import CARDS, plan_memory, print_memory
+
+    planned, one = plan_memory(arguments.config), plan_memory(arguments.config, rows=1)
+    more = planned if all(footprint.rows > 1 for footprint in planned) else plan_memory(arguments.config, rows=4)
+    print_memory(planned, one, more, arguments.gpu_gb or CARDS, _console())
 
 
 def _policy(arguments: argparse.Namespace) -> tuple[Any, Any]:

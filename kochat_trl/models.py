@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -25,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
@@ -38,6 +40,22 @@ NO_HEAD = (
     "scripts/merge_lora.py"
 )
 SCORE = "score"  # the name that transformers gives to the head of a sequence classifier
+HEADS = ["lm_head", "embed_out", SCORE]  # kept in float: GPT-2, Llama and Qwen; GPT-NeoX; any sequence classifier
+
+
+def empty_model(auto_class: Any, config: PretrainedConfig, model_args: ModelArguments) -> PreTrainedModel:
+    """A model without values, on the meta device, with the layers and dtypes of one that is loaded by `model_args`."""
+    with torch.device("meta"):
+        model = auto_class.from_config(
+            config, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
+        )
+    _fuse_gelu(model)
+    if quantization := _quantization(model_args):
+        replace_with_bnb_linear(model, HEADS, quantization)
+        model.is_loaded_in_8bit, model.is_loaded_in_4bit = model_args.load_in_8bit, model_args.load_in_4bit
+    if hasattr(model, SCORE):
+        _score_in_float32(model)
+    return model
 
 
 def is_adapter(path: str) -> bool:
@@ -163,10 +181,19 @@ def add_lora(model: PreTrainedModel, model_args: ModelArguments) -> PreTrainedMo
         if getattr(model, "is_quantized", False):
             raise UserError("a quantized base can't be trained whole: set `use_peft: true` or `load_in_8bit: false`")
         return model
+    try:
+        adapted = get_peft_model(model, lora_config(model, model_args))
+    except ValueError as error:
+        raise UserError(f"lora_target_modules: {error}") from None
+    return cast_trainable_to_float32(adapted)
+
+
+def lora_config(model: nn.Module, model_args: ModelArguments) -> LoraConfig:
+    """PEFT's config of the LoRA that `model_args` asks for on `model`."""
     targets = model_args.lora_target_modules or "all-linear"
     if isinstance(targets, str) and targets != "all-linear":
         targets = [targets]  # TRL makes a string of a list of one, and PEFT would read it as a regex of the whole path
-    config = LoraConfig(
+    return LoraConfig(
         task_type="SEQ_CLS" if hasattr(model, SCORE) else "CAUSAL_LM",  # for SEQ_CLS, PEFT trains and saves the head
         r=model_args.lora_r,
         lora_alpha=model_args.lora_alpha,
@@ -177,11 +204,6 @@ def add_lora(model: PreTrainedModel, model_args: ModelArguments) -> PreTrainedMo
         use_dora=model_args.use_dora,
         revision=model_args.model_revision,
     )
-    try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(f"lora_target_modules: {error}") from None
-    return cast_trainable_to_float32(adapted)
 
 
 def adapted_modules(model: nn.Module) -> list[str]:
@@ -230,6 +252,11 @@ def _load_and_list_missing(
         revision=model_args.model_revision,
     )
     _fuse_gelu(model)
+    if model_args.load_in_4bit:
+        for module in model.modules():
+            # On a CPU with AVX512-BF16 bitsandbytes repacks the weights at the first forward pass in eval mode, for a
+            # kernel without a backward pass: no gradient would get through the layer any more.
+            module.support_avx512bf16_for_cpu = False
     if quantization:
         for parameter in model.parameters():  # what stays a float is a view of the file, and holds all of it in memory
             if parameter.is_floating_point() and parameter.device.type == "cpu":
@@ -257,7 +284,7 @@ def _quantization(model_args: ModelArguments) -> BitsAndBytesConfig | None:
         return BitsAndBytesConfig(
             load_in_8bit=True,
             llm_int8_threshold=model_args.llm_int8_threshold,
-            llm_int8_skip_modules=["lm_head", SCORE],
+            llm_int8_skip_modules=HEADS,
         )
     if model_args.load_in_4bit:
         return BitsAndBytesConfig(
@@ -265,7 +292,7 @@ def _quantization(model_args: ModelArguments) -> BitsAndBytesConfig | None:
             bnb_4bit_quant_type=model_args.bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=model_args.use_bnb_nested_quant,
             bnb_4bit_compute_dtype=model_args.dtype,
-            llm_int8_skip_modules=["lm_head", SCORE],
+            llm_int8_skip_modules=HEADS,
         )
     return None
 

@@ -1,5 +1,6 @@
 """Shared inputs: a tiny base made on the spot, and real data where it is at hand."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are impo
 os.environ.setdefault("HF_DATASETS_CACHE", tempfile.mkdtemp(prefix="kochat-cache-"))  # of tokenized rows
 
 from kochat_trl.cli import main
+from kochat_trl.errors import run as run_main
 from kochat_trl.tokenizer import load_tokenizer
 
 import pytest
@@ -126,6 +128,20 @@ def kochat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return code, printed.out + printed.err
 
     return run_command
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    """Run a recipe in this process, as `python recipes/STAGE.py ARGUMENTS` does."""
+
+    def run_recipe(stage, *arguments):
+        spec = importlib.util.spec_from_file_location(stage, ROOT / f"recipes/{stage}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr("sys.argv", [f"recipes/{stage}.py", *map(str, arguments)])
+        run_main(module.main)
+
+    return run_recipe
 
 
 BLOCKED_SOCKET = '''

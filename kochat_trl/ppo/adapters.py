@@ -157,15 +157,17 @@ def one_backbone(backbone: Any, sft_adapter: str, reward_adapter: str, value_mod
     model, _ = _add_adapter(backbone, "policy", sft_adapter)
     _add_adapter(model, "reference", sft_adapter)
     reward_head = _add_adapter(model, "reward", reward_adapter)[1]
+    value_head = _add_adapter(model, "value", reward_adapter)[1] if value_model == "adapter" else None
+    return adapters_of(model, reward_head, value_head)
+
+
+def adapters_of(model: PeftModel, reward_head: nn.Module, value_head: nn.Module | None) -> Roles:
+    """Roles of a model that has the adapters `policy`, `reference`, `reward` and, with a `value_head`, `value`."""
     models: dict[str, Any] = {"policy": model, "reward_head": reward_head}
     lm_head = _lm_head(model)
     policy, reference = Role(model, lm_head, "policy"), Role(model, lm_head, "reference")
-    if value_model == "shared":
-        models["value_head"] = _new_value_head(policy)
-        value = Role(model, models["value_head"], "policy")
-    else:
-        models["value_head"] = _add_adapter(model, "value", reward_adapter)[1]
-        value = Role(model, models["value_head"], "value")
+    models["value_head"] = _new_value_head(policy) if value_head is None else value_head
+    value = Role(model, models["value_head"], "policy" if value_head is None else "value")
     for module in (model, reward_head):
         module.requires_grad_(False)
     for trained in (policy, value):
@@ -244,7 +246,7 @@ def _add_adapter(model: Any, name: str, folder: str) -> tuple[Any, Any]:
         odd = sorted(set(weights) ^ set(expected))[0]
         raise UserError(f"{folder}: its weights don't fit the base model, beginning with {odd}")
     set_peft_model_state_dict(model, weights, adapter_name=name)
-    return model, None if head is None else _linear(head)
+    return model, None if head is None else linear_head(head)
 
 
 def _save(model: Any, name: str | None, folder: str | Path, head: Any = None) -> None:
@@ -300,10 +302,10 @@ def _plain_head(head: Any) -> Any:
 
 
 def _new_value_head(policy: Role) -> nn.Linear:
-    return _linear(torch.zeros(1, policy.backbone.config.hidden_size))
+    return linear_head(torch.zeros(1, policy.backbone.config.hidden_size))
 
 
-def _linear(weight: Tensor) -> nn.Linear:
+def linear_head(weight: Tensor) -> nn.Linear:
     """A head without bias, in float32, that takes hidden states of any float type."""
     head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     head.weight.data = weight.float()

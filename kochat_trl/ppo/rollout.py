@@ -42,7 +42,7 @@ def sample_responses(
     """
     responses: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    with policy.active(), _without_checkpointing(policy.backbone):
+    with policy.active(), without_checkpointing(policy.backbone):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             for row, response in zip(
@@ -79,15 +79,7 @@ def _sample_batch(
     responses: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # those that are still going
     for step in range(uniform.shape[1]):
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = policy.backbone(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        logits = policy.head(output.last_hidden_state[:, -1]).float() / temperature
-        # The token where the running sum of probabilities passes a uniform number.
-        running = logits.softmax(-1).double().cumsum(-1)
-        tokens = torch.searchsorted(running, uniform[rows, step, None] * running[:, -1:], right=True)
-        tokens = tokens.clamp(max=logits.shape[-1] - 1)
+        tokens = next_tokens(policy, ids, mask, cache, uniform[rows, step, None], temperature)
         chosen = tokens.squeeze(1).tolist()
         for row, token in zip(rows, chosen, strict=True):
             responses[row].append(token)
@@ -102,12 +94,27 @@ def _sample_batch(
     return responses
 
 
+def next_tokens(
+    policy: Role, ids: Tensor, mask: Tensor, cache: DynamicCache, uniform: Tensor, temperature: float
+) -> Tensor:
+    """The token after each row of `ids`, (n, 1), drawn by `uniform` (n, 1); `mask` covers the cache and `ids`."""
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    output = policy.backbone(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    )
+    logits = policy.head(output.last_hidden_state[:, -1]).float() / temperature
+    # The token where the running sum of probabilities passes a uniform number.
+    running = logits.softmax(-1).double().cumsum(-1)
+    tokens = torch.searchsorted(running, uniform * running[:, -1:], right=True)
+    return tokens.clamp(max=logits.shape[-1] - 1)
+
+
 def _uniform(seed: int, count: int) -> Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @contextmanager
-def _without_checkpointing(backbone: nn.Module) -> Iterator[None]:
+def without_checkpointing(backbone: nn.Module) -> Iterator[None]:
     """Switch gradient checkpointing off, under which transformers keeps no cache of keys and values."""
     layers = [m for m in backbone.modules() if getattr(m, "gradient_checkpointing", False)]
     for layer in layers:

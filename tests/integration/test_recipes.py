@@ -1,7 +1,6 @@
 """The recipes through the real command line: one process, two processes, and every way to get it wrong."""
 
 import hashlib
-import importlib.util
 import json
 import math
 import shutil
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from kochat_trl.arguments import parse_arguments
 from kochat_trl.data.convert import build_dataset
-from kochat_trl.errors import UserError, run
+from kochat_trl.errors import UserError
 from kochat_trl.merge import merge_adapter
 from kochat_trl.models import has_score_head, is_adapter
 from kochat_trl.ppo.adapters import load_roles
@@ -242,20 +241,6 @@ def test_an_error_through_the_launcher_is_one_screen(run_command, tmp_path):
 
 
 # --- In this process from here on, since each start of the libraries takes ten seconds.
-
-
-@pytest.fixture
-def recipe(monkeypatch):
-    """Run a recipe in this process, as `python recipes/STAGE.py ARGUMENTS` does."""
-
-    def run_recipe(stage, *arguments):
-        spec = importlib.util.spec_from_file_location(stage, ROOT / f"recipes/{stage}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr("sys.argv", [f"recipes/{stage}.py", *map(str, arguments)])
-        run(module.main)
-
-    return run_recipe
 
 
 def losses(folder):

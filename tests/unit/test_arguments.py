@@ -28,7 +28,7 @@ def test_every_config_is_parsed_by_the_real_parser(path):
         return
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# ")
-    experiment = path.parent.name == "experiments"
+    experiment = path.parent.name in ("bases", "experiments")
     assert ("kochat run configs/" if experiment else "accelerate launch recipes/") in text
     for stage in ("sft", "reward", "ppo") if experiment else [path.stem]:
         args = parse_arguments(stage, str(path), [])

@@ -1,0 +1,173 @@
+"""The memory planner against real steps on the CPU: the peak of live bytes, stage by stage.
+
+    python benchmarks/memory.py --json memory.json
+
+Models of three shapes with random weights, in float32 and in int8, are loaded from files and trained by each stage's
+own trainer, as the recipes do. torch's profiler reports every allocation of the second step; what was alive before it
+is added up from the tensors themselves. The planner sees the same configs, and no weights.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from kochat_trl.arguments import parse_arguments
+from kochat_trl.memory import COMPLETIONS, plan_memory, tokenizer_of_four
+from kochat_trl.models import add_lora, cast_trainable_to_float32, load_causal_lm, new_reward_model
+from kochat_trl.ppo.adapters import load_roles
+from kochat_trl.ppo.trainer import PPOTrainer
+from kochat_trl.reward import RankingTrainer
+
+import torch
+import yaml
+from datasets import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
+from trl import SFTTrainer
+
+SHAPES = {
+    "tiny": {"vocab_size": 4000, "n_embd": 192, "n_layer": 4, "n_head": 4, "n_positions": 256},
+    "mini": {"vocab_size": 51200, "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 1024},
+    "kogpt2": {"vocab_size": 51200, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
+}
+PHASES = {"sft": ["SFT"], "reward": ["reward model"], "ppo": ["PPO, update", "PPO, sampling"]}
+ROWS, LENGTH, PROMPT, RESPONSE = 4, 128, 48, 48
+
+
+def write_configs(folder: Path, int8: bool) -> None:
+    """A set as configs/kogpt2, smaller."""
+    common = {"use_cpu": True, "use_peft": True, "load_in_8bit": int8, "llm_int8_threshold": 0.0}
+    common |= {"gradient_checkpointing": False, "report_to": "none", "save_strategy": "no", "logging_steps": 1}
+    common |= {"train_files": ["none"], "per_device_train_batch_size": ROWS}
+    trained = common | {"model_name_or_path": str(folder / "base"), "max_length": LENGTH, "lora_dropout": 0.05}
+    trained |= {"lora_r": 16, "lora_alpha": 32, "max_steps": 2}
+    ppo = {"sft_model_path": str(folder / "sft"), "reward_model_path": str(folder / "reward")}
+    ppo |= {"num_mini_batches": 1, "num_ppo_epochs": 1, "total_episodes": 2 * ROWS, "max_prompt_length": PROMPT}
+    ppo |= {"response_length": RESPONSE, "local_rollout_forward_batch_size": ROWS, "temperature": 1.0}
+    for stage, values in {"sft": trained, "reward": trained, "ppo": common | ppo}.items():
+        text = yaml.safe_dump(values | {"output_dir": str(folder / stage)})
+        (folder / f"{stage}.yaml").write_text(text, encoding="utf-8")
+
+
+def build(stage: str, folder: Path) -> Any:
+    """A stage's trainer on the base in the folder, as its recipe builds it."""
+    args = parse_arguments(stage, str(folder), [])  # type: ignore[arg-type]
+    tokenizer = tokenizer_of_four()
+    if stage == "ppo":
+        data = Dataset.from_dict({"input_ids": [[5] * PROMPT] * 2 * ROWS})
+        for name, load in {"sft": load_causal_lm, "reward": new_reward_model}.items():
+            before = parse_arguments(name, str(folder), [])  # type: ignore[arg-type]
+            add_lora(load(str(folder / "base"), before.model, tokenizer), before.model).save_pretrained(folder / name)
+        roles = load_roles(str(folder / "sft"), str(folder / "reward"), args.model, tokenizer)
+        return PPOTrainer(args.training, tokenizer, roles, None, None, data)
+    if stage == "reward":
+        model = add_lora(new_reward_model(str(folder / "base"), args.model, tokenizer), args.model)
+        row = {"completion_ids": [[5] * LENGTH] * COMPLETIONS, "ranks": [*range(COMPLETIONS)], "length": LENGTH}
+        data = Dataset.from_list([row] * 2 * ROWS)
+        trainer: Any = RankingTrainer(
+            args.recipe, model=model, args=args.training, train_dataset=data, processing_class=tokenizer
+        )
+    else:
+        model = add_lora(load_causal_lm(str(folder / "base"), args.model, tokenizer), args.model)
+        data = Dataset.from_list([{"input_ids": [5] * LENGTH, "labels": [5] * LENGTH}] * 2 * ROWS)
+        trainer = SFTTrainer(model=model, args=args.training, train_dataset=data, processing_class=tokenizer)
+    cast_trainable_to_float32(trainer.model)
+    return trainer
+
+
+class Allocations:
+    """The `peak` of live bytes between `start` and `stop`."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._profile: Any = None
+
+    def start(self) -> None:
+        gc.collect()
+        storages = {}
+        for item in gc.get_objects():
+            if isinstance(item, torch.Tensor) and item.device.type == "cpu":
+                storages[item.untyped_storage()._cdata] = item.untyped_storage().nbytes()
+        self.peak = sum(storages.values())
+        self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+        self._profile.__enter__()
+
+    def stop(self) -> None:
+        self._profile.__exit__(None, None, None)
+        events = [e for e in self._profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        now = self.peak
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            now += event.nbytes()
+            self.peak = max(self.peak, now)
+
+
+class SecondStep(TrainerCallback):
+    """Measures the second step; of PPO its sampling, and what comes after."""
+
+    def __init__(self, stage: str, trainer: Any) -> None:
+        self.step, self.sampling = Allocations(), Allocations()
+        self.stage = stage
+        if stage == "ppo":
+            sample = trainer._sample
+
+            def measured(update: int, indices: list[int]) -> Any:
+                if update != 1:
+                    return sample(update, indices)
+                self.sampling.start()
+                rollout = sample(update, indices)
+                self.sampling.stop()
+                self.step.start()
+                return rollout
+
+            trainer._sample = measured
+        trainer.add_callback(self)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1 and self.stage != "ppo":
+            self.step.start()
+        elif state.global_step == 2:
+            self.step.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        stage, folder = arguments.run
+        trainer = build(stage, Path(folder))
+        second = SecondStep(stage, trainer)
+        trainer.train()
+        print(json.dumps([second.step.peak, second.sampling.peak]))
+        return
+    rows = []
+    print("| | phase | planned, MiB | measured, MiB | ratio |\n| --- | --- | --- | --- | --- |")
+    for shape, sizes in SHAPES.items():
+        for precision in ("float32", "int8"):
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                torch.manual_seed(0)
+                GPT2LMHeadModel(GPT2Config(**sizes, pad_token_id=3)).save_pretrained(folder / "base")
+                write_configs(folder, precision == "int8")
+                planned = {footprint.phase: footprint.peak for footprint in plan_memory(folder)}
+                for stage, phases in PHASES.items():
+                    command = [sys.executable, __file__, "--run", stage, name]
+                    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                    for phase, measured in zip(phases, json.loads(done.stdout.splitlines()[-1]), strict=False):
+                        row = {"shape": shape, "precision": precision, "phase": phase}
+                        rows.append(row | {"planned_bytes": planned[phase], "measured_bytes": measured})
+                        figures = (
+                            f"{planned[phase] / 2**20:.1f} | {measured / 2**20:.1f} | {planned[phase] / measured:.3f}"
+                        )
+                        print(f"| {shape}, {precision} | {phase} | {figures} |", flush=True)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from .arguments import ModelArguments
+from .cards import merged_card
 from .data.convert import encode_dialogue, encode_prompt
 from .errors import UserError
 from .models import (
@@ -76,6 +77,7 @@ def merge_adapter(adapter: str, output: str | Path) -> float:
     shutil.rmtree(unfinished, ignore_errors=True)  # of a merge that was killed
     merged.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
+    (unfinished / "README.md").write_text(merged_card(output, adapter, base, auto_class.__name__), encoding="utf-8")
 
     reloaded, info = auto_class.from_pretrained(unfinished, dtype=torch.float32, output_loading_info=True)
     missing = {key: names for key, names in info.items() if names}

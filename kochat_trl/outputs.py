@@ -24,6 +24,7 @@ from rich.logging import RichHandler
 from transformers import PreTrainedTokenizerBase, Trainer, set_seed
 
 from .arguments import Arguments, parse_arguments
+from .cards import model_card
 from .data.convert import DataReport, Stage
 from .errors import UserError
 
@@ -94,8 +95,10 @@ def finish_run(
         tokenizer.save_pretrained(output_dir)
         _write_yaml(output_dir / "resolved.yaml", args.resolved)
         _write_json(output_dir / "metrics.json", metrics | {"history": trainer.state.log_history})
-        _write_json(output_dir / "environment.json", environment(args))
-        (output_dir / "README.md").write_text(model_card(output_dir, args), encoding="utf-8")
+        made_in = environment(args)
+        _write_json(output_dir / "environment.json", made_in)
+        card = model_card(output_dir, args, metrics, made_in["data_sha256"])
+        (output_dir / "README.md").write_text(card, encoding="utf-8")
         if lines := str(data_report):
             (output_dir / "data_report.txt").write_text(lines, encoding="utf-8")
             logger.info("The records that were left out or cut are listed in %s/data_report.txt", output_dir)
@@ -103,40 +106,6 @@ def finish_run(
         logger.info("%s", shown)
         logger.info("Written to %s. Next: %s", output_dir, next_step)
     state.wait_for_everyone()
-
-
-def model_card(output_dir: Path, args: Arguments) -> str:
-    """A model card: what it was made of, and how to load it."""
-    stage = type(args.training).__name__.removesuffix("Config")
-    adapter = args.model.use_peft
-    base = args.training.sft_model_path if stage == "PPO" else args.model.model_name_or_path
-    model_class = "AutoModelForSequenceClassification" if stage == "Reward" else "AutoModelForCausalLM"
-    data = "\n".join(f"- `{file}`" for file in args.recipe.train_files)
-    load = (
-        f"python scripts/merge_lora.py --adapter {output_dir} --output FOLDER"
-        if adapter
-        else f'{model_class}.from_pretrained("{output_dir}")'
-    )
-    return f"""---
-library_name: {"peft" if adapter else "transformers"}
-language: ko
-tags: [kochat_trl, trl, {stage.lower()}]
----
-
-# {output_dir.name}
-
-{stage} {"LoRA adapter" if adapter else "model"}, trained by kochat_trl from `{base}`. The licence of that model and
-of the data holds for this one too; `skt/kogpt2-base-v2` is CC-BY-NC-SA 4.0.
-
-Trained on:
-{data}
-
-Settings are in `resolved.yaml`, results in `metrics.json`, versions and data hashes in `environment.json`. To load it:
-
-```
-{load}
-```
-"""
 
 
 def environment(args: Arguments) -> dict[str, Any]:

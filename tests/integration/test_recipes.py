@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from kochat_trl.arguments import parse_arguments
+from kochat_trl.cards import merged_card
 from kochat_trl.data.convert import build_dataset
 from kochat_trl.errors import UserError
 from kochat_trl.merge import merge_adapter
@@ -20,6 +21,7 @@ import trl
 import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +91,47 @@ def test_what_a_run_says_of_itself(outputs, stage, kochatgpt_files, tiny_base):
     assert (environment["world_size"], environment["seed"]) == (1, 42)
     assert environment["packages"]["trl"] == trl.__version__
     card = (outputs / stage / "README.md").read_text(encoding="utf-8")
-    assert (str(outputs / "sft") if stage == "ppo" else tiny_base) in card
+    assert f"trained by kochat_trl from `{outputs / 'sft' if stage == 'ppo' else tiny_base}`" in card
+    head = yaml.safe_load(card.split("---")[1])
+    assert (head["library_name"], head["base_model"]) == ("peft", tiny_base)
+    assert f"- `{data}`, SHA-256 `{hashlib.sha256(data.read_bytes()).hexdigest()}`" in card
+    table = [[cell.strip() for cell in line.split("|")[1:3]] for line in card.splitlines() if line.startswith("| ")]
+    rows = dict(table)
+    assert (rows["load_in_8bit"], rows["use_peft"]) == ("True", "True")
+    assert "train_files" not in rows
+    result = {"sft": "eval_loss", "reward": "eval_accuracy", "ppo": "objective/scores"}[stage]
+    assert float(rows[result]) == pytest.approx(read(outputs / stage, "metrics.json")[result], rel=1e-3)
+    assert f"--adapter {outputs / stage} " in card
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_tensorboard_has_what_the_history_has(
+    stage, outputs, tiny_base, kochatgpt_files, tmp_path, recipe, monkeypatch
+):
+    """`report_to` is transformers': every number of the history, at its step, read back from the event file."""
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))
+    paths = ppo_paths(outputs) if stage == "ppo" else {}
+    recipe(stage, *command(stage, kochatgpt_files, tiny_base, tmp_path / "out", **paths), "--report_to", "tensorboard")
+    events = EventAccumulator(str(tmp_path / "runs"))
+    events.Reload()
+    written = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    history = read(tmp_path / "out", "metrics.json")["history"]
+    key = {"sft": "loss", "reward": "accuracy", "ppo": "objective/kl"}[stage]
+    expected = {entry["step"]: entry[key] for entry in history if key in entry}
+    assert len(expected) >= 2
+    found = next(steps for tag, steps in written.items() if tag in (key, f"train/{key}"))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_licence_of_kogpt2_is_in_the_card(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/README.md").write_text("# x\n\n## Made of\n\n- `data.jsonl`\n\n## Load\n\nthe adapter's way")
+    card = merged_card(tmp_path / "merged", str(tmp_path / "adapter"), "skt/kogpt2-base-v2", "AutoModelForCausalLM")
+    assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-nc-sa-4.0"
+    assert "- `data.jsonl`" in card
+    assert "the adapter's way" not in card
+    assert f'AutoModelForCausalLM.from_pretrained("{tmp_path / "merged"}")' in card
+    assert "license" not in yaml.safe_load(merged_card(tmp_path, str(tmp_path), "a/b", "X").split("---")[1])
 
 
 @pytest.mark.smoke

@@ -51,12 +51,16 @@ def project(tmp_path_factory, tiny_base, tiny_reward):
         shutil.copytree(tiny_base, folder / name)
     shutil.copytree(tiny_reward, folder / "outputs/kogpt2/reward")
     shutil.copytree(ROOT / "configs/kogpt2", folder / "configs/kogpt2")
+    ppo = folder / "configs/kogpt2/ppo.yaml"  # for the tiny base's 128 positions
+    ppo.write_text(ppo.read_text(encoding="utf-8").replace("response_length: 64", "response_length: 32"))
+    held_out = folder / "data/kochatgpt/sft_held_out.jsonl"
+    shutil.copy(written["sft_eval"], held_out)
     stages = {
-        "sft": {"model_name_or_path": "skt/kogpt2-base-v2", "eval_files": []},
+        "sft": {"model_name_or_path": "skt/kogpt2-base-v2", "eval_files": [str(held_out.relative_to(folder))]},
         "reward": {},
         "ppo": {"sft_model_path": "outputs/kogpt2/sft", "reward_model_path": "outputs/kogpt2/reward"}
         | {"eval_files": [], "train_files": ["data/kochatgpt/kochatgpt_3_PPO.jsonl"]}
-        | {"response_length": 64, "temperature": 1.0},
+        | {"response_length": 32, "temperature": 1.0},
     }
     for name, settings in stages.items():
         (folder / "outputs/kogpt2" / name / "resolved.yaml").write_text(yaml.safe_dump(settings))

@@ -25,6 +25,7 @@ def figures_of(plan: Plan) -> dict[str, float]:
         found["SFT loss"] = loss
     if "evaluate" in plan.outputs:
         found["RM accuracy"] = _read(plan.outputs["evaluate"] / "evaluation.json")["accuracy"]["accuracy"]
+    found["RM spread"] = stdev(row["sft"]["score"] for row in report["answers"])
     (ppo,) = report["runs"]
     for name in ("sft", ppo):
         if "judge" in report["metrics"][name]:

@@ -126,25 +126,24 @@ def _measure(phase: str, rows: int, step: Callable[[], None], trainer: Any, voca
     model = trainer.model
     weights = {_key(t): t for t in _tensors_of(model)}.values()
     trained = _bytes(t for t in weights if t.requires_grad)
-    live = LiveBytes(vocab_size)
-    live.add(list(weights))
     for tensor in weights:
         if tensor.requires_grad:
             tensor.grad = torch.zeros_like(tensor)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+    states = [t for state in trainer.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    live = LiveBytes(vocab_size)
+    live.add([*weights, *states])
     with live:
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-        live.restart()
         step()
     parts = Counter[str]()
     for tensor in weights:
         if not tensor.requires_grad:
             parts[f"frozen weights, {str(tensor.dtype).removeprefix('torch.')}"] += tensor.untyped_storage().nbytes()
     parts["trained weights"] = trained
-    states = _bytes(t for state in trainer.optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
     if phase != SAMPLING:
         parts["gradients"] = trained
-    parts["optimizer"] = states
+    parts["optimizer"] = _bytes(states)
     parts["logits"] = live.logits_at_peak
     parts["KV cache and activations" if phase == SAMPLING else "activations"] = live.peak - parts.total()
     return Footprint(phase, rows, {name: size for name, size in parts.items() if size})

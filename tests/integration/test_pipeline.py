@@ -281,15 +281,27 @@ def test_the_table_of_several_runs(evaluated, capsys):
         metrics = {"tokens": 20.0 + plan.seed} | ({"judge": value} if plan.name == "kl" else {})
         report = {"runs": {"ppo": ""}, "wins": {"ppo over sft": {"share": value}}, "kl": {"ppo": {"mean": 2 * value}}}
         report |= {"metrics": {"sft": metrics, "ppo": metrics}}
+        report["answers"] = [{"sft": {"score": score}} for score in (-1.0, 1.0)]  # of spread √2
         files = {"report": ("report.json", report), "sft": ("metrics.json", {"eval_loss": 1.5})}
         files["evaluate"] = ("evaluation.json", {"accuracy": {"accuracy": 1 - value}})
         for stage, (name, content) in files.items():
             plan.outputs[stage].mkdir(parents=True, exist_ok=True)
             (plan.outputs[stage] / name).write_text(json.dumps(content))
     lines = compare(plans)
-    assert lines[0] == ["", "SFT loss", "RM accuracy", "PPO wins", "KL", "tokens", "judge, SFT", "judge, PPO"]
+    assert lines[0] == [
+        "",
+        "SFT loss",
+        "RM accuracy",
+        "RM spread",
+        "PPO wins",
+        "KL",
+        "tokens",
+        "judge, SFT",
+        "judge, PPO",
+    ]
     tenths = "0.200 ± 0.248"
-    assert lines[1] == ["configs", "1.50 ± 0.00", "0.800 ± 0.248", tenths, "0.400 ± 0.497", "21.0 ± 2.5", "–", "–"]
+    figures = ["1.50 ± 0.00", "0.800 ± 0.248", "1.41 ± 0.00", tenths, "0.400 ± 0.497", "21.0 ± 2.5"]
+    assert lines[1] == ["configs", *figures, "–", "–"]
     assert lines[2][-2:] == [tenths, tenths]
     assert compare(plans[:1])[1][:3] == ["configs", "1.50", "0.900"]
     print_comparison(lines, Console(width=200))

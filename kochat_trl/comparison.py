@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -66,11 +67,12 @@ def _cell(values: Sequence[float]) -> str:
 
 def print_comparison(lines: Sequence[Sequence[str]], console: Console) -> None:
     """The lines as a table of the terminal."""
-    table = Table()
-    for i, heading in enumerate(lines[0]):
-        table.add_column(heading, justify="right" if i else "left", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=True)
+    table.add_column(overflow="fold")
+    for heading in lines[0][1:]:
+        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
     for line in lines[1:]:
-        table.add_row(*map(Text, line))
+        table.add_row(*(Text(cell.replace(" ±", "\n±")) for cell in line))
     console.print(table)
 
 

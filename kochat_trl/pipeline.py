@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .arguments import folder_of, read_config
+from .arguments import folder_of, parse_arguments, read_config
 from .errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +99,14 @@ def make_plan(
         outputs[stage] = Path(output).parent.joinpath(*parts, Path(output).name)
     for stage in NEEDS["ppo"]:
         values["ppo"][f"{stage}_model_path"] = str(outputs[stage])
+    flags: dict[str, list[str]] = {}
+    resolved: dict[str, dict[str, Any]] = {}
+    for stage in RECIPES:
+        given = _values(config, stage)
+        values[stage] |= {"output_dir": str(outputs[stage])} | ({} if seed is None else {"seed": seed})
+        changed = {key: value for key, value in values[stage].items() if value != given.get(key)}
+        flags[stage] = [word for key, value in changed.items() for word in (f"--{key}", str(value))]
+        resolved[stage] = _resolve(config, stage, flags[stage])  # a mistake in PPO's config is told before SFT runs
     ppo = outputs["ppo"]
     beside = "" if ppo.name == "ppo" else f"{ppo.name}-"
     if of_folder["reward"].get("eval_files"):
@@ -120,11 +127,9 @@ def make_plan(
         again = again or (done and any(_finished(outputs[n], n) > _finished(output, stage) for n in needs))
         if first is not None and order.index(stage) < order.index(first) and not done:
             raise UserError(f"--from {first}: {stage} isn't finished: no {FINISHED[stage]} in {output}")
-        if stage in RECIPES:
-            values[stage] |= {"output_dir": str(output)} | ({} if seed is None else {"seed": seed})
-            if done and not again:
-                _check_settings(stage, output, values[stage])
         if done and not again:
+            if stage in RECIPES:
+                _check_settings(stage, output, resolved[stage], set(values[stage]))
             steps.append(Step(stage, output, None, "done"))
             continue
         why, options = "new", list[str]()
@@ -148,10 +153,7 @@ def make_plan(
         else:
             file = config / f"{stage}.yaml" if config.is_dir() else config
             command = [*_launch(launcher), _of_project(f"recipes/{stage}.py"), "--config", str(file), *options]
-            given = _values(config, stage)
-            for key in ("output_dir", "sft_model_path", "reward_model_path", "seed"):
-                if (value := values[stage].get(key)) != given.get(key):
-                    command += [f"--{key}", str(value)]
+            command += flags[stage]
         steps.append(Step(stage, output, command, why))
     return Plan(config.stem, seed, outputs, steps)
 
@@ -203,16 +205,23 @@ def _last_checkpoint(output: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name[11:]), default=None)
 
 
-def _check_settings(stage: str, output: Path, values: dict[str, Any]) -> None:
-    """Raise `UserError` if the finished stage in `output` was run with other settings than `values`."""
+def _resolve(config: Path, stage: Any, flags: list[str]) -> dict[str, Any]:
+    """Every value that the recipe of a stage would run with, as it writes them to resolved.yaml."""
+    return yaml.safe_load(yaml.safe_dump(parse_arguments(stage, str(config), flags).resolved))
+
+
+# Chosen by the hardware where the config doesn't set them; and what says how a run starts, not what it computes.
+CHOSEN = {"bf16", "dtype", "fp16", "use_cpu"}
+HOW_TO_START = {"overwrite_output_dir", "resume_from_checkpoint"}
+
+
+def _check_settings(stage: str, output: Path, now: dict[str, Any], given: set[str]) -> None:
+    """Raise `UserError` if the finished stage in `output` was run with other values than those in force `now`."""
     then = yaml.safe_load((output / "resolved.yaml").read_text(encoding="utf-8"))
-    for key, now in values.items():
-        if isinstance(then.get(key), float) and isinstance(now, str):
-            with suppress(ValueError):
-                now = float(now)  # YAML reads 1e-5 as a string
-        if key in then and then[key] != now:
+    for key in sorted((now.keys() & then.keys()) - HOW_TO_START - (CHOSEN - given)):
+        if then[key] != now[key]:
             raise UserError(
-                f"{output}: {stage} was run with {key}: {then[key]}, and its config says {now}. Run it again with "
+                f"{output}: {stage} was run with {key}: {then[key]}, and its config says {now[key]}. Run it again with "
                 f"--from {stage}, or give it another output_dir"
             )
 

@@ -28,8 +28,11 @@ def configs(tmp_path, monkeypatch):
     folder.mkdir()
     for stage in STAGES[:3]:
         values = {"output_dir": f"out/{stage}", "use_peft": True, "learning_rate": "1e-3", "seed": 7}
+        values |= {"train_files": ["none"], "report_to": "none"}
         if stage == "ppo":
             values |= {"sft_model_path": "out/sft", "reward_model_path": "out/reward"}
+        else:
+            values |= {"model_name_or_path": "none"}
         (folder / f"{stage}.yaml").write_text(yaml.safe_dump(values))
     return folder
 
@@ -174,6 +177,28 @@ def test_other_settings_than_a_finished_stage_had(configs):
     assert states(make_plan(configs, "reward"))["reward"] == RENAMED
 
 
+def test_a_setting_that_was_removed_is_another_setting(configs):
+    finish(*STAGES, max_length=99)
+    with pytest.raises(UserError, match="sft was run with max_length: 99, and its config says 1024"):
+        make_plan(configs)
+
+
+def test_what_the_hardware_chose_is_no_other_setting(configs):
+    finish(*STAGES, bf16=True, dtype="bfloat16", use_cpu=False, overwrite_output_dir=True)
+    assert set(states(make_plan(configs)).values()) == {"done"}
+    path = configs / "sft.yaml"
+    path.write_text(path.read_text() + "dtype: float32\n")
+    with pytest.raises(UserError, match="sft was run with dtype: bfloat16, and its config says float32"):
+        make_plan(configs)
+
+
+def test_a_mistake_in_a_later_stage_is_told_before_the_first_runs(configs):
+    path = configs / "ppo.yaml"
+    path.write_text(path.read_text() + "kl_coeff: 1\n")
+    with pytest.raises(UserError, match=r"ppo.yaml, line \d+: unknown key 'kl_coeff'. Did you mean 'kl_coef'"):
+        make_plan(configs)
+
+
 def test_configs_that_are_none(configs):
     (configs / "reward.yaml").unlink()
     with pytest.raises(UserError, match=r"reward.yaml: can't read this config: No such file"):
@@ -304,8 +329,10 @@ def test_the_table_of_several_runs(evaluated, capsys):
     assert lines[1] == ["configs", *figures, "–", "–"]
     assert lines[2][-2:] == [tenths, tenths]
     assert compare(plans[:1])[1][:3] == ["configs", "1.50", "0.900"]
-    print_comparison(lines, Console(width=200))
-    assert tenths in capsys.readouterr().out
+    print_comparison(lines, Console(width=80))
+    printed = capsys.readouterr().out
+    assert printed.count("± 0.248") == 6  # accuracy and wins of both, and the judge twice
+    assert "…" not in printed
     assert as_markdown(lines).splitlines()[2].startswith("| configs | 1.50 ± 0.00 | 0.800 ± 0.248 |")
 
 

@@ -117,6 +117,20 @@ def training_config(stage: Stage) -> type[TrainingArguments]:
 
 def parse_arguments(stage: Stage, default_config: str, argv: list[str]) -> Arguments:
     """Parse `argv` for `stage`; `--config FILE` is `default_config` where it isn't given."""
+    parser, path, resolved = _resolve(stage, default_config, argv)
+    try:
+        training, model, recipe = parser.parse_dict(dict(resolved))
+    except (ValueError, ImportError) as error:  # raised by the classes' own checks
+        raise UserError(f"{path}: {error}") from None
+    return Arguments(training, model, recipe, resolved)
+
+
+def resolve_arguments(stage: Stage, config: str, argv: list[str]) -> dict[str, Any]:
+    """Every value that `parse_arguments` would put in force; no class is built, which may take hold of a GPU."""
+    return _resolve(stage, config, argv)[2]
+
+
+def _resolve(stage: Stage, default_config: str, argv: list[str]) -> tuple[_Parser, str, dict[str, Any]]:
     classes: list[Any] = [training_config(stage), ModelArguments, RecipeArguments]
     config_flag = _Parser(add_help=False, allow_abbrev=False)
     config_flag.add_argument("--config", default=default_config, metavar="FILE", help="A YAML file of these keys.")
@@ -152,11 +166,7 @@ def parse_arguments(stage: Stage, default_config: str, argv: list[str]) -> Argum
         if resolved[key] is None:
             raise UserError(f"{path}: '{key}' is not set")
     choose_precision(resolved)
-    try:
-        training, model, recipe = parser.parse_dict(dict(resolved))
-    except (ValueError, ImportError) as error:  # raised by the classes' own checks
-        raise UserError(f"{path}: {error}") from None
-    return Arguments(training, model, recipe, resolved)
+    return parser, path, resolved
 
 
 def choose_precision(values: dict[str, Any]) -> None:
@@ -229,6 +239,11 @@ def _read_config(path: Path, stage: Stage, children: list[Path]) -> tuple[dict[s
         raise UserError(f"{where}: key 'extends': found {parent!r}, expected one path, relative to this file")
     inherited, folder = _read_config(path.parent / parent, stage, [*children, path.resolve()])
     if folder is not None:
+        for key in ("train_files", "eval_files"):
+            if key in config:
+                raise UserError(
+                    f"{config[key][1]}: key '{key}' is for one stage; this file is for all, as it extends {folder}"
+                )
         elsewhere = set().union(*map(_keys, UNUSED)) - _keys(stage)
         config = {key: entry for key, entry in config.items() if key not in elsewhere}
     return inherited | config, folder

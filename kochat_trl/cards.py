@@ -59,7 +59,8 @@ def merged_card(output_dir: Path, adapter: str, base: str, auto_class: str) -> s
 
 def _card_head(name: str, base: str, library: str, tag: str) -> str:
     licence = f"license: {LICENCES[base]}\n" if base in LICENCES else ""
-    head = f"library_name: {library}\nbase_model: {base}\n{licence}language: ko\ntags: [kochat_trl, trl, {tag}]"
+    named = "" if Path(base).is_dir() else f"base_model: {base}\n"  # the Hub's name for it
+    head = f"library_name: {library}\n{named}{licence}language: ko\ntags: [kochat_trl, trl, {tag}]"
     return f"---\n{head}\n---\n\n# {name}"
 
 

@@ -651,9 +651,9 @@ def plan(arguments: argparse.Namespace) -> None:
     """
     from .memory import CARDS, plan_memory, print_memory
 
-    planned, one = plan_memory(arguments.config), plan_memory(arguments.config, rows=1)
-    more = planned if all(footprint.rows > 1 for footprint in planned) else plan_memory(arguments.config, rows=4)
-    print_memory(planned, one, more, arguments.gpu_gb or CARDS, _console())
+    one, planned = plan_memory(arguments.config, rows=1), plan_memory(arguments.config)
+    many = plan_memory(arguments.config, rows=2 * max(footprint.rows for footprint in planned))
+    print_memory(one, planned, many, arguments.gpu_gb or CARDS, _console())
 
 
 def _policy(arguments: argparse.Namespace) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .merge import PROBES
 from .pipeline import Plan
 
 # Quantiles of Student's t at 0.975 for 1, 2, … degrees of freedom.
@@ -26,7 +27,8 @@ def figures_of(plan: Plan) -> dict[str, float]:
         found["SFT loss"] = loss
     if "evaluate" in plan.outputs:
         found["RM accuracy"] = _read(plan.outputs["evaluate"] / "evaluation.json")["accuracy"]["accuracy"]
-    found["RM spread"] = stdev(row["sft"]["score"] for row in report["answers"])
+    asked = [row for row in report["answers"] if row["prompt"] not in dict(PROBES)]
+    found["RM spread"] = stdev(row["sft"]["score"] for row in asked)
     (ppo,) = report["runs"]
     for name in ("sft", ppo):
         if "judge" in report["metrics"][name]:

@@ -43,6 +43,7 @@ from trl import SFTTrainer
 
 from .arguments import Arguments, folder_of, parse_arguments, read_config
 from .data.convert import Stage
+from .errors import UserError
 from .models import add_lora, cast_trainable_to_float32, empty_model, load_config, lora_config
 from .ppo.adapters import Roles, adapter_parameters, adapters_of, linear_head, separate_models
 from .ppo.rollout import Rollout, next_tokens, without_checkpointing
@@ -81,13 +82,17 @@ def plan_memory(
     Raises `UserError` for what the recipes would refuse.
     """
     folder_of(Path(config))
-    given = read_config(Path(config), "sft")
-    half = [] if {"use_cpu", "bf16", "fp16"} & set(given) else ["--bf16", "true"]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     found: list[Footprint] = []
     with tempfile.TemporaryDirectory() as folder, quiet():
-        flags = [*half, *overrides, "--output_dir", folder, "--report_to", "none"]
-        stages: dict[Stage, Arguments] = {stage: parse_arguments(stage, str(config), flags) for stage in STAGES}
+        stages: dict[Stage, Arguments] = {}
+        for stage in STAGES:
+            given = {key: value for key, (value, _) in read_config(Path(config), stage).items()}
+            on_cpu = given.get("use_cpu") or given.get("bf16") is False
+            half = [] if on_cpu else ["--bf16", "true", "--fp16", "false"]  # of one size
+            flags = [*half, *overrides, "--use_cpu", "true", "--output_dir", folder, "--report_to", "none"]
+            stages[stage] = parse_arguments(stage, str(config), flags)
+        _refuse(stages)
         for stage, args in stages.items():
             model = stages["sft" if stage == "ppo" else stage].model
             own = shape or load_config(str(model.model_name_or_path), model.model_revision)
@@ -95,14 +100,30 @@ def plan_memory(
     return found
 
 
-def most_rows(one: Footprint, more: Footprint, card_gb: float) -> int:
-    """How many rows fit a card of so many GB, from the footprints of one phase with few and with more rows.
+def _refuse(stages: dict[Stage, Arguments]) -> None:
+    """Raise `UserError` for what is not planned."""
+    if stages["ppo"].training.engine == "trl":
+        raise UserError("engine: trl: that engine holds four models of their own, which isn't planned here")
+    if len({args.model.use_peft for args in stages.values()}) > 1:
+        raise UserError("use_peft: planned are runs with LoRA in all stages, or in none")
+    for stage in ("sft", "reward"):
+        if stages[stage].training.max_length is None:
+            raise UserError(f"max_length of {stage} is not set: a text may be of any length")
+    if stages["ppo"].recipe.max_prompt_length is None:
+        raise UserError("max_prompt_length of ppo is not set: a prompt may be of any length")
 
-    All that isn't there with few rows is taken for proportional to the rows; 0 if not even one fits.
+
+def most_rows(one: Footprint, some: Footprint, many: Footprint, card_gb: float) -> int:
+    """How many rows fit a card of so many GB, from the footprints of one phase with one row, with some and with many.
+
+    From some to many the bytes grow with the rows. With one row another moment may be the fullest, such as the
+    optimizer's step: where that doesn't fit, nothing does, and the answer is 0.
     """
-    a_row = (more.peak - one.peak) / (more.rows - one.rows)
-    room = card_gb * GB - GPU_EXTRA - (one.peak - one.rows * a_row)
-    return max(0, int(room // a_row))
+    room = card_gb * GB - GPU_EXTRA
+    a_row = (many.peak - some.peak) / (many.rows - some.rows)
+    if one.peak > room:
+        return 0
+    return max(1, int((room - some.peak) // max(a_row, 1)) + some.rows)
 
 
 def trace(
@@ -134,15 +155,17 @@ def _measure(phase: str, rows: int, step: Callable[[], None], trainer: Any, voca
     states = [t for state in trainer.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
     live = LiveBytes(vocab_size)
     live.add([*weights, *states])
+    hooks = [t.register_post_accumulate_grad_hook(live.note_gradient) for t in weights if t.requires_grad]
     with live:
         step()
+    for hook in hooks:
+        hook.remove()
     parts = Counter[str]()
     for tensor in weights:
         if not tensor.requires_grad:
             parts[f"frozen weights, {str(tensor.dtype).removeprefix('torch.')}"] += tensor.untyped_storage().nbytes()
     parts["trained weights"] = trained
-    if phase != SAMPLING:
-        parts["gradients"] = trained
+    parts["gradients"] = live.gradients_at_peak
     parts["optimizer"] = _bytes(states)
     parts["logits"] = live.logits_at_peak
     parts["KV cache and activations" if phase == SAMPLING else "activations"] = live.peak - parts.total()
@@ -155,12 +178,19 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.now, self.logits = 0, 0
+        self.now = self.logits = self.gradients = 0
+        self._has_gradient: set[int] = set()
         self._alive: dict[int, Any] = {}
         self.restart()
 
     def restart(self) -> None:
-        self.peak, self.logits_at_peak = self.now, self.logits
+        self.peak, self.logits_at_peak, self.gradients_at_peak = self.now, self.logits, self.gradients
+
+    def note_gradient(self, weight: Tensor) -> None:
+        """A weight's gradient is there, or has grown by another's; it is among the live bytes already."""
+        if id(weight) not in self._has_gradient:
+            self._has_gradient.add(id(weight))
+            self.gradients += weight.untyped_storage().nbytes()
 
     def add(self, tensors: Any) -> None:
         """Follow these tensors until they are gone."""
@@ -319,7 +349,7 @@ def _prepare(trainer: Any, name: str, batch: dict[str, Tensor]) -> tuple[Any, li
 def _prepare_ppo(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
     training = args.training
     length, count = training.response_length, training.per_device_train_batch_size
-    prompts = [[1] * (args.recipe.max_prompt_length or 96)]
+    prompts = [[1] * int(args.recipe.max_prompt_length or 0)]
     data = Dataset.from_dict({"input_ids": prompts * count * training.gradient_accumulation_steps})
     training.total_episodes, training.stop_token = len(data), "eos"
     trainer = PPOTrainer(training, tokenizer_of_four(), model, None, None, data)
@@ -398,13 +428,13 @@ def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
 
 
 def print_memory(
-    planned: Sequence[Footprint],
     one: Sequence[Footprint],
-    more: Sequence[Footprint],
+    planned: Sequence[Footprint],
+    many: Sequence[Footprint],
     cards: Sequence[float],
     console: Console,
 ) -> None:
-    """What each phase takes, part by part, and the rows that fit each card, from those of `one` row and of `more`."""
+    """What each phase takes as `planned`, part by part, and the rows that fit each card (`most_rows`)."""
     names = list(dict.fromkeys(name for footprint in planned for name in footprint.parts))
     table = Table(title="GB at the fullest moment", title_justify="left")
     table.add_column("")
@@ -421,12 +451,13 @@ def print_memory(
     for footprint in planned:
         fits.add_column(footprint.phase, justify="right")
     for card in cards:
-        rows = [most_rows(*pair, card) for pair in zip(one, more, strict=True)]
+        rows = [most_rows(*three, card) for three in zip(one, planned, many, strict=True)]
         enough = [count >= footprint.rows for count, footprint in zip(rows, planned, strict=True)]
         fits.add_row(f"{card:g} GB", *(f"{n}{'' if ok else ' ✗'}" for n, ok in zip(rows, enough, strict=True)))
     console.print(fits)
     console.print(
         "✗: fewer than the config asks for. Rows are per_device_train_batch_size, which counts rankings for the reward "
         "model, and for sampling local_rollout_forward_batch_size. No GPU was measured: these are the tensors of "
-        "PyTorch's CPU operations (docs/hardware.md)."
+        "PyTorch's CPU operations (docs/hardware.md). The reward model's evaluation and the report load the base in "
+        "float32, and aren't counted."
     )

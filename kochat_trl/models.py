@@ -178,7 +178,7 @@ def add_lora(model: PreTrainedModel, model_args: ModelArguments) -> PreTrainedMo
     Raises `UserError` if the model is quantized and LoRA is off, or if nothing is adapted.
     """
     if not model_args.use_peft:
-        if getattr(model, "is_quantized", False):
+        if any(getattr(model, f"is_{how}", False) for how in ("quantized", "loaded_in_8bit", "loaded_in_4bit")):
             raise UserError("a quantized base can't be trained whole: set `use_peft: true` or `load_in_8bit: false`")
         return model
     try:

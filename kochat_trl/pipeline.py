@@ -4,6 +4,7 @@ Every stage is the command that a person would type, in a process of its own. A 
 stage, or an experiment: a file that extends such a folder, and says what differs.
 """
 
+import json
 import math
 import os
 import subprocess
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .arguments import folder_of, parse_arguments, read_config
+from .arguments import folder_of, read_config, resolve_arguments
 from .errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -90,8 +91,10 @@ def make_plan(
     outputs: dict[str, Path] = {}
     differs: list[str] = []
     for stage in RECIPES:
-        if values[stage]["output_dir"] != (output := of_folder[stage]["output_dir"]):
-            raise UserError(f"{config}: leave output_dir out: each stage gets a folder '{config.stem}' beside {output}")
+        output = of_folder[stage]["output_dir"]
+        for key in ("output_dir", "sft_model_path", "reward_model_path"):
+            if values[stage].get(key) != of_folder[stage].get(key):
+                raise UserError(f"{config}: leave {key} out: each stage gets a folder '{config.stem}' beside {output}")
         if values[stage] != of_folder[stage] or any(need in differs for need in NEEDS[stage]):
             differs.append(stage)
         parts = [config.stem] if stage in differs else []
@@ -117,11 +120,16 @@ def make_plan(
     order = [stage for stage in NEEDS if stage in outputs]
     if first is not None and first not in order:
         raise UserError(f"--from: found '{first}', expected {', '.join(order)}")
+    owner = "reward" if first == "evaluate" else first
+    if owner in RECIPES and config != folder and owner not in differs:
+        raise UserError(f"--from {first}: that stage is not {config}'s own; run it again with {folder}")
 
     steps: list[Step] = []
     for stage in order:
         output, needs = outputs[stage], [need for need in NEEDS[stage] if need in outputs]
         done = (output / FINISHED[stage]).is_file()
+        if stage == "evaluate" and done:
+            done = _is_of(output / FINISHED[stage], of_folder["reward"])
         again = first is not None and order.index(stage) >= order.index(first)
         again = again or any(step.command and step.stage in needs for step in steps)
         again = again or (done and any(_finished(outputs[n], n) > _finished(output, stage) for n in needs))
@@ -161,6 +169,9 @@ def make_plan(
 def make_plans(configs: Sequence[str], seeds: Sequence[int], launcher: str | None = None) -> list[Plan]:
     """A plan for each seed of each config; a step that several share is in the first of them alone."""
     plans: list[Plan] = []
+    for what, given in (("config", [Path(config).stem for config in configs]), ("seed", [*seeds])):
+        if len(set(given)) < len(given):
+            raise UserError(f"a {what} is named twice, or two have the same name: {', '.join(map(str, given))}")
     for config in configs:
         for seed in seeds or (None,):
             plan = make_plan(config, None, seed, launcher, among=True)
@@ -177,6 +188,13 @@ def _values(config: Path, stage: Any) -> dict[str, Any]:
     if "output_dir" not in values:
         raise UserError(f"{config}: 'output_dir' is not set for {stage}")
     return values
+
+
+def _is_of(evaluation: Path, reward: dict[str, Any]) -> bool:
+    """Whether an evaluation was made on the rankings, and in the reading, that a reward model's config names."""
+    facts = json.loads(evaluation.read_text(encoding="utf-8"))
+    wanted = {"files": reward["eval_files"], "ranking_order": reward.get("ranking_order", "best_first")}
+    return {key: facts.get(key) for key in wanted} == wanted
 
 
 def _finished(output: Path, stage: str) -> float:
@@ -207,22 +225,23 @@ def _last_checkpoint(output: Path) -> Path | None:
 
 def _resolve(config: Path, stage: Any, flags: list[str]) -> dict[str, Any]:
     """Every value that the recipe of a stage would run with, as it writes them to resolved.yaml."""
-    return yaml.safe_load(yaml.safe_dump(parse_arguments(stage, str(config), flags).resolved))
+    return yaml.safe_load(yaml.safe_dump(resolve_arguments(stage, str(config), flags)))
 
 
-# Chosen by the hardware where the config doesn't set them; and what says how a run starts, not what it computes.
+# Chosen by the hardware where the config doesn't set them; and what changes nothing that is computed.
 CHOSEN = {"bf16", "dtype", "fp16", "use_cpu"}
-HOW_TO_START = {"overwrite_output_dir", "resume_from_checkpoint"}
+NO_MATTER = {"disable_tqdm", "logging_steps", "logging_strategy", "overwrite_output_dir", "report_to", "run_name"}
+NO_MATTER |= {"resume_from_checkpoint", "save_steps", "save_strategy", "save_total_limit"}
 
 
 def _check_settings(stage: str, output: Path, now: dict[str, Any], given: set[str]) -> None:
     """Raise `UserError` if the finished stage in `output` was run with other values than those in force `now`."""
     then = yaml.safe_load((output / "resolved.yaml").read_text(encoding="utf-8"))
-    for key in sorted((now.keys() & then.keys()) - HOW_TO_START - (CHOSEN - given)):
+    for key in sorted((now.keys() & then.keys()) - NO_MATTER - (CHOSEN - given)):
         if then[key] != now[key]:
             raise UserError(
-                f"{output}: {stage} was run with {key}: {then[key]}, and its config says {now[key]}. Run it again with "
-                f"--from {stage}, or give it another output_dir"
+                f"{output}: {stage} was run with {key}: {then[key]}, and its config says {now[key]}. To run it again, "
+                f"rename that folder; for a single run --from {stage} does it"
             )
 
 

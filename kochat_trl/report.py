@@ -65,7 +65,9 @@ def named_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
     Raises `UserError` if they don't start from the same SFT model, which is what they are compared with.
     """
     runs = [Run.of(folder) for folder in folders]
-    for run in runs[1:]:
+    for i, run in enumerate(runs[1:], start=1):
+        if run.ppo.resolve() in [earlier.ppo.resolve() for earlier in runs[:i]]:
+            raise UserError(f"{run.ppo} is named twice")
         if run.sft.resolve() != runs[0].sft.resolve():
             raise UserError(
                 f"{run.ppo} starts from {run.sft}, and {runs[0].ppo} from {runs[0].sft}: a page compares runs that "
@@ -73,9 +75,12 @@ def named_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
             )
     if len(runs) == 1:
         return {"ppo": runs[0]}
-    paths = [run.ppo.resolve() for run in runs]
-    common = os.path.commonpath(paths)
-    return {os.path.relpath(path, common): run for path, run in zip(paths, runs, strict=True)}
+    common = os.path.commonpath([run.ppo.resolve() for run in runs])
+    names = [run.ppo.resolve().relative_to(common).parts for run in runs]
+    while len({parts[-1] for parts in names}) == 1 and min(map(len, names)) > 1:
+        names = [parts[:-1] for parts in names]
+    own = ["/".join(parts) for parts in names]
+    return {f"{name}/ppo" if name in ("base", "sft") else name: run for name, run in zip(own, runs, strict=True)}
 
 
 def _resolved(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Write the tables of docs/hardware.md and docs/experiments.md.
 
-    python scripts/tables.py hardware                     # from shapes alone; some minutes
+    python scripts/tables.py hardware                     # from shapes alone, and benchmarks/memory.py; half an hour
     make demo && python scripts/tables.py experiments     # runs every experiment over three seeds, if not done; an hour
 
 A table stands between `<!-- NAME -->` and `<!-- end -->` in its document, and is written there.
@@ -8,10 +8,12 @@ A table stands between `<!-- NAME -->` and `<!-- end -->` in its document, and i
 
 import argparse
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from kochat_trl.errors import run
+from kochat_trl.errors import UserError, run
 
 from rich.console import Console
 from transformers import PretrainedConfig
@@ -62,16 +64,18 @@ def shapes() -> dict[str, PretrainedConfig]:
 
 
 def hardware() -> Iterator[tuple[str, str]]:
-    """For each base and precision: GB of each stage as configs/kogpt2 has it, and the cards that it fits."""
+    """For each base and precision GB of each stage, as configs/kogpt2 has it, and the cards that it fits; and the
+    planner against real steps."""
     from kochat_trl.memory import CARDS, GB, most_rows, plan_memory
 
     lines = ["| | | SFT | reward model | PPO | as configured on | one row on |", "| --- |" + " --- |" * 6]
     for base, shape in shapes().items():
         for precision, flags in PRECISIONS.items():
             planned = plan_memory("configs/kogpt2", flags, shape)
-            one = plan_memory("configs/kogpt2", flags, shape, rows=1)
+            one, many = (plan_memory("configs/kogpt2", flags, shape, rows) for rows in (1, 32))
             sft, reward, *ppo = (footprint.peak / GB for footprint in planned)
-            rows = {card: [most_rows(*pair, card) for pair in zip(one, planned, strict=True)] for card in CARDS}
+            phases = list(zip(one, planned, many, strict=True))
+            rows = {card: [most_rows(*phase, card) for phase in phases] for card in CARDS}
             whole = (card for card, n in rows.items() if all(a >= f.rows for a, f in zip(n, planned, strict=True)))
             single = (card for card, n in rows.items() if min(n) >= 1)
             cards = [f"{card} GB" if card else "–" for card in (next(whole, None), next(single, None))]
@@ -79,6 +83,8 @@ def hardware() -> Iterator[tuple[str, str]]:
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
     yield "cards", "\n".join(lines)
+    done = subprocess.run([sys.executable, "benchmarks/memory.py"], check=True, stdout=subprocess.PIPE, text=True)
+    yield "measured", done.stdout.strip()
 
 
 def experiments() -> Iterator[tuple[str, str]]:
@@ -97,7 +103,8 @@ def fill(path: Path, name: str, table: str) -> None:
     """Put the table in its place in a document."""
     text = path.read_text(encoding="utf-8")
     place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", flags=re.S)
-    assert place.search(text), f"{path}: no place for {name}"
+    if not place.search(text):
+        raise UserError(f"{path}: no lines <!-- {name} --> and <!-- end --> to put the table between")
     path.write_text(place.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text), encoding="utf-8")
 
 

@@ -183,8 +183,8 @@ def test_a_setting_that_was_removed_is_another_setting(configs):
         make_plan(configs)
 
 
-def test_what_the_hardware_chose_is_no_other_setting(configs):
-    finish(*STAGES, bf16=True, dtype="bfloat16", use_cpu=False, overwrite_output_dir=True)
+def test_what_the_hardware_chose_or_changes_nothing_is_no_other_setting(configs):
+    finish(*STAGES, bf16=True, dtype="bfloat16", use_cpu=False, overwrite_output_dir=True, report_to="wandb")
     assert set(states(make_plan(configs)).values()) == {"done"}
     path = configs / "sft.yaml"
     path.write_text(path.read_text() + "dtype: float32\n")
@@ -276,9 +276,42 @@ def test_an_experiment_on_ppo_alone_shares_the_rest(configs):
     assert make_plan(experiment(configs, "same", "")).outputs == make_plan(configs).outputs
 
 
-def test_an_experiment_has_no_output_dir(configs):
-    with pytest.raises(UserError, match="leave output_dir out: each stage gets a folder 'own' beside out/sft"):
-        make_plan(experiment(configs, "own", "output_dir: out/mine\n"))
+@pytest.mark.parametrize("key", ["output_dir", "sft_model_path", "reward_model_path"])
+def test_an_experiment_names_no_folders(configs, key):
+    with pytest.raises(UserError, match=f"leave {key} out: each stage gets a folder 'own' beside out/"):
+        make_plan(experiment(configs, "own", f"{key}: out/mine\n"))
+
+
+def test_an_experiment_does_not_run_the_stages_of_others_again(configs):
+    finish(*STAGES)
+    path = experiment(configs, "kl", "kl_coef: 0\n")
+    with pytest.raises(
+        UserError, match=r"--from reward: that stage is not .*kl.yaml's own; run it again with .*configs"
+    ):
+        make_plan(path, "reward")
+    assert states(make_plan(path, "ppo"))["ppo"] == "new"
+    assert states(make_plan(configs, "reward"))["reward"] == RENAMED
+
+
+def test_runs_that_would_be_taken_for_one_another(configs, tmp_path):
+    path = experiment(configs, "kl", "kl_coef: 0\n")
+    (tmp_path / "b").mkdir()
+    other = tmp_path / "b/kl.yaml"
+    other.write_text("extends: ../configs\nkl_coef: 1\n")
+    with pytest.raises(UserError, match="a config is named twice, or two have the same name: kl, kl"):
+        make_plans([str(path), str(other)], [])
+    with pytest.raises(UserError, match="a seed is named twice"):
+        make_plans([str(path)], [0, 0])
+
+
+def test_an_evaluation_of_other_rankings_is_not_the_one(evaluated):
+    finish(*STAGES)
+    folder = Path("out/reward/evaluation")
+    folder.mkdir()
+    facts = {"files": ["held_out.jsonl"], "ranking_order": "best_first"}
+    for change, state in (({}, "done"), ({"files": ["x"]}, RENAMED), ({"ranking_order": "rank_of"}, RENAMED)):
+        (folder / "evaluation.json").write_text(json.dumps(facts | change))
+        assert states(make_plan(evaluated))["evaluate"] == state
 
 
 def test_several_runs_have_folders_of_their_own_and_share_what_they_can(configs):
@@ -306,7 +339,12 @@ def test_the_table_of_several_runs(evaluated, capsys):
         metrics = {"tokens": 20.0 + plan.seed} | ({"judge": value} if plan.name == "kl" else {})
         report = {"runs": {"ppo": ""}, "wins": {"ppo over sft": {"share": value}}, "kl": {"ppo": {"mean": 2 * value}}}
         report |= {"metrics": {"sft": metrics, "ppo": metrics}}
-        report["answers"] = [{"sft": {"score": score}} for score in (-1.0, 1.0)]  # of spread √2
+        scores = {
+            "하나": -1.0,
+            "둘": 1.0,
+            "불고기용 고기 한우에요?": 9.0,
+        }  # √2 without the course's question
+        report["answers"] = [{"prompt": prompt, "sft": {"score": score}} for prompt, score in scores.items()]
         files = {"report": ("report.json", report), "sft": ("metrics.json", {"eval_loss": 1.5})}
         files["evaluate"] = ("evaluation.json", {"accuracy": {"accuracy": 1 - value}})
         for stage, (name, content) in files.items():

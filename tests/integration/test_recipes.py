@@ -88,12 +88,14 @@ def test_what_a_run_says_of_itself(outputs, stage, kochatgpt_files, tiny_base):
     environment = read(outputs / stage, "environment.json")
     data = Path(kochatgpt_files[stage])
     assert environment["data_sha256"][str(data)] == hashlib.sha256(data.read_bytes()).hexdigest()
-    assert (environment["world_size"], environment["seed"]) == (1, 42)
+    assert (environment["world_size"], environment["seed"]) == (1, 0)
     assert environment["packages"]["trl"] == trl.__version__
     card = (outputs / stage / "README.md").read_text(encoding="utf-8")
     assert f"trained by kochat_trl from `{outputs / 'sft' if stage == 'ppo' else tiny_base}`" in card
     head = yaml.safe_load(card.split("---")[1])
-    assert (head["library_name"], head["base_model"]) == ("peft", tiny_base)
+    assert head["library_name"] == "peft"
+    assert "base_model" not in head  # it is a folder here
+    assert (f"- reward model `{outputs / 'reward'}`" in card) == (stage == "ppo")
     assert f"- `{data}`, SHA-256 `{hashlib.sha256(data.read_bytes()).hexdigest()}`" in card
     table = [[cell.strip() for cell in line.split("|")[1:3]] for line in card.splitlines() if line.startswith("| ")]
     rows = dict(table)
@@ -127,7 +129,8 @@ def test_the_licence_of_kogpt2_is_in_the_card(tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/README.md").write_text("# x\n\n## Made of\n\n- `data.jsonl`\n\n## Load\n\nthe adapter's way")
     card = merged_card(tmp_path / "merged", str(tmp_path / "adapter"), "skt/kogpt2-base-v2", "AutoModelForCausalLM")
-    assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-nc-sa-4.0"
+    head = yaml.safe_load(card.split("---")[1])
+    assert (head["license"], head["base_model"]) == ("cc-by-nc-sa-4.0", "skt/kogpt2-base-v2")
     assert "- `data.jsonl`" in card
     assert "the adapter's way" not in card
     assert f'AutoModelForCausalLM.from_pretrained("{tmp_path / "merged"}")' in card

@@ -15,7 +15,7 @@ from kochat_trl.evaluate import load_scorer, score_ids, wilson_interval
 from kochat_trl.generate import Answer, decoding, generate_answers, mean_logprob
 from kochat_trl.merge import PROBES
 from kochat_trl.models import add_lora, load_causal_lm, load_policy
-from kochat_trl.report import Run, build_report, read_questions, render_page, worries, write_report
+from kochat_trl.report import Run, build_report, named_runs, read_questions, render_page, worries, write_report
 
 import pytest
 import torch
@@ -174,6 +174,20 @@ def test_several_runs_on_one_page(report, several):
     page = render_page(several)
     assert "KL of again/ppo from SFT" in page
     assert page.count("<svg") == 6
+
+
+def test_names_of_runs_are_what_tells_their_folders_apart(run, tmp_path):
+    folders = [tmp_path / name for name in ("a/ppo", "b/c/ppo")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        shutil.copy(run / "ppo/resolved.yaml", folder)
+    assert list(named_runs(folders)) == ["a", "b/c"]
+    assert list(named_runs(folders[:1])) == ["ppo"]
+    shutil.copytree(tmp_path / "a", tmp_path / "base")
+    assert list(named_runs([folders[0], tmp_path / "base/ppo"])) == ["a", "base/ppo"]  # the base has that name
+    assert list(named_runs([run / "ppo", run / "again/ppo"])) == ["ppo", "again/ppo"]
+    with pytest.raises(UserError, match="a/ppo is named twice"):
+        named_runs([folders[0], folders[0]])
 
 
 def test_several_runs_start_from_one_sft_model(run, tmp_path):

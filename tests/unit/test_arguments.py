@@ -86,6 +86,12 @@ def test_a_key_of_no_stage_is_refused_in_a_file_for_all(stages, stage):
         stages(stage, "push_to_hub: true\n")
 
 
+@pytest.mark.parametrize("key", ["train_files", "eval_files"])
+def test_a_file_for_all_stages_names_no_data(stages, key):
+    with pytest.raises(UserError, match=rf"all\.yaml, line 2: key '{key}' is for one stage"):
+        stages("sft", f"{key}: [b.jsonl]\n")
+
+
 def test_the_key_of_another_stage_is_refused_in_the_file_of_one(write):
     with pytest.raises(UserError, match="unknown key 'kl_coef'"):
         parse(write, "extends: base.yaml\nkl_coef: 0.5\n")

@@ -437,13 +437,13 @@ def print_memory(
     """What each phase takes as `planned`, part by part, and the rows that fit each card (`most_rows`)."""
     names = list(dict.fromkeys(name for footprint in planned for name in footprint.parts))
     table = Table(title="GB at the fullest moment", title_justify="left")
-    table.add_column("")
+    table.add_column(overflow="fold")
     for footprint in planned:
         table.add_column(f"{footprint.phase}, {footprint.rows} rows", justify="right")
     for name in names:
-        table.add_row(name, *(f"{footprint.parts.get(name, 0) / GB:.2f}" for footprint in planned))
+        table.add_row(name, *(f"{footprint.parts.get(name, 0) / GB:.3f}" for footprint in planned))
     table.add_section()
-    table.add_row("peak", *(f"{footprint.peak / GB:.2f}" for footprint in planned), style="bold")
+    table.add_row("peak", *(f"{footprint.peak / GB:.3f}" for footprint in planned), style="bold")
     console.print(table)
 
     fits = Table(title="rows that fit a GPU, 1 GB of it left for what is no tensor", title_justify="left")

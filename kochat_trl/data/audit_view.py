@@ -77,7 +77,10 @@ def _facts(file: FileReport, brief: bool) -> str:
 def _table(columns: Sequence[str], numbers: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in columns:
-        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name != "what")
+        wraps = name in ("what", "first records")
+        table.add_column(
+            name, justify="right" if name in numbers else "left", no_wrap=not wraps, min_width=12 if wraps else None
+        )
     return table
 
 

@@ -399,6 +399,14 @@ def test_a_stage_that_fails_stops_the_rest(tmp_path):
     assert marker.exists()
 
 
+@pytest.mark.parametrize("stage", ["merge", "evaluate"])
+def test_what_a_step_would_not_write_over_is_renamed(stage, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("kept")
+    run_plan([Step(stage, tmp_path / "out", [sys.executable, "-c", "pass"], RENAMED)], Console())
+    assert (tmp_path / "out-1/mine").read_text() == "kept"
+
+
 @pytest.mark.slow
 def test_the_pipeline_runs_and_goes_on(tiny_base, kochatgpt_files, tmp_path, kochat, monkeypatch):
     """Real recipes, launched by accelerate; then PPO is broken off, and the same command goes on with it."""

@@ -86,16 +86,21 @@ def plan_memory(
     found: list[Footprint] = []
     with tempfile.TemporaryDirectory() as folder, quiet():
         stages: dict[Stage, Arguments] = {}
+        on_cpu: dict[Stage, bool] = {}
         for stage in STAGES:
             given = {key: value for key, (value, _) in read_config(Path(config), stage).items()}
-            on_cpu = given.get("use_cpu") or given.get("bf16") is False
-            half = [] if on_cpu else ["--bf16", "true", "--fp16", "false"]  # of one size
+            on_cpu[stage] = bool(given.get("use_cpu"))
+            as_it_is = on_cpu[stage] or given.get("bf16") is False
+            half = [] if as_it_is else ["--bf16", "true", "--fp16", "false"]  # which are of one size
             flags = [*half, *overrides, "--use_cpu", "true", "--output_dir", folder, "--report_to", "none"]
             stages[stage] = parse_arguments(stage, str(config), flags)
         _refuse(stages)
         for stage, args in stages.items():
             model = stages["sft" if stage == "ppo" else stage].model
-            own = shape or load_config(str(model.model_name_or_path), model.model_revision)
+            own = copy.deepcopy(shape or load_config(str(model.model_name_or_path), model.model_revision))
+            for name in ("attn_pdrop", "attention_dropout"):
+                if hasattr(own, name) and not on_cpu[stage]:
+                    setattr(own, name, 0.0)  # a GPU's fused attention keeps no mask for it; the CPU's keeps T² numbers
             found += trace(stage, args, stages, own, rows)
     return found
 

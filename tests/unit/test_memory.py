@@ -95,6 +95,22 @@ def test_a_gpu_computes_in_bfloat16_unless_the_config_says_otherwise(configs):
     assert "frozen weights, bfloat16" not in by_phase(plan_memory(configs, ["--bf16", "false"]))["SFT"]
 
 
+def test_a_gpus_attention_keeps_no_dropout_mask(configs, base):
+    """GPT-2's config has attention dropout 0.1; on a CPU that costs (tokens × tokens) for each head."""
+    path = base / "config.json"
+    plain = json.loads(path.read_text())
+
+    def activations(dropout):
+        path.write_text(json.dumps(plain | {"attn_pdrop": dropout}))
+        return [footprint.parts["activations"] for footprint in plan_memory(configs, ["--bf16", "false"])[:2]]
+
+    assert all(more > less for more, less in zip(activations(0.1), activations(0.0), strict=True))
+    for stage in ("sft", "reward", "ppo"):
+        config = configs / f"{stage}.yaml"
+        config.write_text(config.read_text().replace("use_cpu: true\n", ""))
+    assert activations(0.1) == activations(0.0)
+
+
 def test_gradient_checkpointing_and_rows(configs):
     plain, few, checkpointed = (
         {footprint.phase: footprint for footprint in plan_memory(configs, overrides, rows=rows)}

@@ -102,9 +102,9 @@ def test_a_gpus_attention_keeps_no_dropout_mask(configs, base):
 
     def activations(dropout):
         path.write_text(json.dumps(plain | {"attn_pdrop": dropout}))
-        return [footprint.parts["activations"] for footprint in plan_memory(configs, ["--bf16", "false"])[:2]]
+        return by_phase(plan_memory(configs, ["--bf16", "false"]))["SFT"]["activations"]  # TRL trains RMs without
 
-    assert all(more > less for more, less in zip(activations(0.1), activations(0.0), strict=True))
+    assert activations(0.1) > activations(0.0) + 4 * LAYERS * 4 * 4 * 32**2  # float32, 4 heads, 4 rows, 32 tokens
     for stage in ("sft", "reward", "ppo"):
         config = configs / f"{stage}.yaml"
         config.write_text(config.read_text().replace("use_cpu: true\n", ""))

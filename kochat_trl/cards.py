@@ -21,9 +21,9 @@ def model_card(output_dir: Path, args: Arguments, metrics: dict[str, Any], hashe
     if not adapter:
         auto_class = "AutoModelForSequenceClassification" if stage == "Reward" else "AutoModelForCausalLM"
         load = f'{auto_class}.from_pretrained("{output_dir}")'
-    data = [
-        f"- `{file}`, SHA-256 `{hashes.get(file, 'unknown: it is no local file')}`" for file in args.recipe.train_files
-    ]
+    data = [f"- reward model `{args.training.reward_model_path}`"] if stage == "PPO" else []
+    for file in args.recipe.train_files:
+        data.append(f"- `{file}`, SHA-256 `{hashes.get(file, 'unknown: it is no local file')}`")
     defaults = {f.name: f.default for part in (args.training, args.model, args.recipe) for f in fields(part)}
     settings = [
         f"| {key} | {value} |"

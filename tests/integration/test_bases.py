@@ -14,6 +14,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 GATED = {f"self_attn.{name}_proj" for name in "qkvo"} | {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
@@ -60,7 +62,6 @@ def save_base(config, tiny_base, tiny_tokenizer, folder):
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loading", ["load_in_8bit", "load_in_4bit"])
 @pytest.mark.parametrize("name", BASES)
 def test_all_stages_on_another_architecture(

@@ -107,7 +107,7 @@ def test_what_a_run_says_of_itself(outputs, stage, kochatgpt_files, tiny_base):
     assert f"--adapter {outputs / stage} " in card
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["reward", "ppo"])
 def test_tensorboard_has_what_the_history_has(
     stage, outputs, tiny_base, kochatgpt_files, tmp_path, recipe, monkeypatch
 ):

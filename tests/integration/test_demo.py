@@ -28,4 +28,5 @@ def test_demo_learns(run_command, tmp_path):
     assert judge["base"]["high"] < judge["sft"]["low"]
     assert judge["sft"]["high"] < judge["ppo"]["low"]
     assert summary["ppo"]["reward_last"] > summary["ppo"]["reward_first"]
-    assert set(summary["seconds"]) == {"data and base", "sft", "reward", "ppo", "merge", "report", "total"}
+    stages = {"sft", "reward", "evaluate", "ppo", "merge", "report"}
+    assert set(summary["seconds"]) == {"data and base", *stages, "total"}

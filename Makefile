@@ -28,9 +28,10 @@ test-slow: setup
 test-newest-trl: setup
 	rm -rf .venv/newest-trl
 	$(BIN)/pip install --quiet --no-deps --target .venv/newest-trl trl
-	PYTHONPATH=$(CURDIR)/.venv/newest-trl $(BIN)/python -m pytest -m smoke tests/integration/test_recipes.py
+	PYTHONPATH=$(CURDIR)/.venv/newest-trl $(BIN)/python -m pytest -m smoke tests/recipes/test_recipes.py
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports

@@ -24,9 +24,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.data.convert import DataArguments, text_rows
 from kochat_trl.data.readers import read_records
 from kochat_trl.data.records import Kind, parse
+from kochat_trl.rows.rows import text_rows
+from kochat_trl.settings.keys import DataArguments
 
 SIZES = (1, 10, 100)
 RECORDS: dict[Kind, int] = {"sft": 12_000, "preference": 10_220, "prompt": 12_000}

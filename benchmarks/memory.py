@@ -16,12 +16,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.arguments import parse_arguments
-from kochat_trl.memory import COMPLETIONS, plan_memory, tokenizer_of_four
-from kochat_trl.models import add_lora, cast_trainable_to_float32, load_causal_lm, new_reward_model
-from kochat_trl.ppo.adapters import load_roles
+from kochat_trl.desk.workflow.memory import COMPLETIONS, plan_memory, tokenizer_of_four
+from kochat_trl.models.loading import add_lora, cast_trainable_to_float32, load_causal_lm, new_reward_model
+from kochat_trl.ppo.roles import load_roles
 from kochat_trl.ppo.trainer import PPOTrainer
-from kochat_trl.reward import RankingTrainer
+from kochat_trl.reward.trainer import RankingTrainer
+from kochat_trl.settings.parse import parse_arguments
 
 import torch
 import yaml

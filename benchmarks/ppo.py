@@ -31,11 +31,11 @@ import time
 from collections import defaultdict
 from typing import Any
 
-from kochat_trl.arguments import ModelArguments
-from kochat_trl.models import add_lora, load_causal_lm
-from kochat_trl.ppo.adapters import one_backbone
-from kochat_trl.ppo.config import PPOConfig
+from kochat_trl.models.loading import add_lora, load_causal_lm
+from kochat_trl.ppo.roles import one_backbone
 from kochat_trl.ppo.trainer import PPOTrainer
+from kochat_trl.settings.keys import ModelArguments
+from kochat_trl.settings.ppo import PPOConfig
 
 import torch
 from datasets import Dataset

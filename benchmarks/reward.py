@@ -21,9 +21,9 @@ import tempfile
 import time
 from typing import Any
 
-from kochat_trl.arguments import ModelArguments, RecipeArguments
-from kochat_trl.models import add_lora, cast_trainable_to_float32
-from kochat_trl.reward import RankingTrainer
+from kochat_trl.models.loading import add_lora, cast_trainable_to_float32
+from kochat_trl.reward.trainer import RankingTrainer
+from kochat_trl.settings.keys import ModelArguments, RecipeArguments
 
 import torch
 from datasets import Dataset

@@ -13,14 +13,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.arguments import parse_arguments
-from kochat_trl.data.convert import build_dataset, encode_prompts
-from kochat_trl.data.sample import Judge, make_questions
+from kochat_trl.desk.sample.sample import Judge, make_questions
 from kochat_trl.errors import run
-from kochat_trl.ppo.adapters import load_roles
+from kochat_trl.models.tokenizer import load_tokenizer
+from kochat_trl.ppo.roles import load_roles
 from kochat_trl.ppo.rollout import sample_responses
 from kochat_trl.ppo.trainer import PPOTrainer
-from kochat_trl.tokenizer import load_tokenizer
+from kochat_trl.rows.encode import encode_prompts
+from kochat_trl.rows.rows import build_dataset
+from kochat_trl.settings.parse import parse_arguments
 
 from transformers import TrainerCallback
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kochat_trl.data.sample import write_sample_data
+from kochat_trl.desk.sample.sample import write_sample_data
 from kochat_trl.errors import UserError
 
 OUTPUT = Path("outputs/reward_losses")
@@ -44,9 +44,9 @@ def train(seed: int, name: str, flags: list[str]) -> Path:
 
 def held_out_accuracy(model: Path, seed: int) -> float:
     """The share of held-out pairs, read best first, that the model orders right."""
-    from kochat_trl.data.build import gather_scores
     from kochat_trl.data.readers import read_records
     from kochat_trl.data.records import parse_preference
+    from kochat_trl.desk.curation.build import gather_scores
 
     file = OUTPUT / f"seed{seed}/data/kochatgpt_2_RM.heldout.jsonl"
     rankings = [parse_preference(raw) for raw in read_records(file)]

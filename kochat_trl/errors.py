@@ -1,5 +1,6 @@
 """Errors that a person can mend, printed on one screen and without a traceback."""
 
+import difflib
 import os
 import sys
 import warnings
@@ -8,6 +9,12 @@ from collections.abc import Callable
 
 class UserError(Exception):
     """Something in a file, a config or a command is wrong. The message says what, where, and what to do."""
+
+
+def nearest(key: str, known: set[str]) -> str:
+    """The end of a sentence about an unknown key: the known one that it is most like."""
+    matches = difflib.get_close_matches(key.lstrip("-").replace("-", "_"), sorted(known), n=1)
+    return f". Did you mean '{matches[0]}'?" if matches else ". See --help for the keys."
 
 
 def run(main: Callable[[], None]) -> None:

@@ -7,14 +7,14 @@ Needs the outputs of stages 1 (`sft_model_path`) and 2 (`reward_model_path`). Wh
 `kochat_trl/ppo/objective.py`; how, in `kochat_trl/ppo/trainer.py`.
 """
 
-from kochat_trl.data.convert import build_datasets
 from kochat_trl.errors import UserError, run
-from kochat_trl.models import require_stage_output
-from kochat_trl.outputs import finish_run, start_run
+from kochat_trl.models.loading import require_stage_output
+from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.ppo import stock
-from kochat_trl.ppo.adapters import load_roles
+from kochat_trl.ppo.roles import load_roles
 from kochat_trl.ppo.trainer import PPOTrainer
-from kochat_trl.tokenizer import load_tokenizer
+from kochat_trl.rows.rows import build_datasets
+from kochat_trl.runs.outputs import finish_run, start_run
 
 
 def main() -> None:

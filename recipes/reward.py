@@ -7,12 +7,12 @@ Each completion of a ranking goes through the model once. `loss:` takes pairs or
 `kochat_trl/losses.py` has all three written out.
 """
 
-from kochat_trl.data.convert import build_datasets
 from kochat_trl.errors import run
-from kochat_trl.models import add_lora, cast_trainable_to_float32, new_reward_model
-from kochat_trl.outputs import finish_run, start_run
-from kochat_trl.reward import RankingTrainer
-from kochat_trl.tokenizer import load_tokenizer
+from kochat_trl.models.loading import add_lora, cast_trainable_to_float32, new_reward_model
+from kochat_trl.models.tokenizer import load_tokenizer
+from kochat_trl.reward.trainer import RankingTrainer
+from kochat_trl.rows.rows import build_datasets
+from kochat_trl.runs.outputs import finish_run, start_run
 
 
 def main() -> None:

@@ -6,11 +6,11 @@
 Every key of the config is also a flag: `python recipes/sft.py --help`.
 """
 
-from kochat_trl.data.convert import build_datasets
 from kochat_trl.errors import run
-from kochat_trl.models import add_lora, cast_trainable_to_float32, load_causal_lm
-from kochat_trl.outputs import finish_run, start_run
-from kochat_trl.tokenizer import load_tokenizer
+from kochat_trl.models.loading import add_lora, cast_trainable_to_float32, load_causal_lm
+from kochat_trl.models.tokenizer import load_tokenizer
+from kochat_trl.rows.rows import build_datasets
+from kochat_trl.runs.outputs import finish_run, start_run
 
 from trl import SFTTrainer
 

@@ -25,8 +25,8 @@ console = Console()
 
 def run_stages(seed: int) -> dict[str, float]:
     """Make data and a base, and run the pipeline on them; return the seconds of each stage."""
-    from kochat_trl.data.sample import write_sample_data
-    from kochat_trl.pipeline import make_plan, run_plan
+    from kochat_trl.desk.sample.sample import write_sample_data
+    from kochat_trl.desk.workflow.pipeline import make_plan, run_plan
 
     started = time.perf_counter()
     text = str(write_sample_data(OUTPUT / "data", seed)["text"])
@@ -39,11 +39,12 @@ def run_stages(seed: int) -> dict[str, float]:
 
 def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, list[str]], list[str]]:
     """Mean judge score, with its interval, of base, SFT and PPO on every held-out prompt; four answers of each."""
-    from kochat_trl.arguments import ModelArguments
-    from kochat_trl.data.sample import Judge, make_questions, mean_interval
-    from kochat_trl.generate import decoding, generate_answers
-    from kochat_trl.models import load_policy
-    from kochat_trl.tokenizer import load_tokenizer
+    from kochat_trl.desk.answers.generate import decoding, generate_answers
+    from kochat_trl.desk.sample.sample import Judge, make_questions
+    from kochat_trl.models.loading import load_policy
+    from kochat_trl.models.tokenizer import load_tokenizer
+    from kochat_trl.settings.keys import ModelArguments
+    from kochat_trl.statistics import mean_interval
 
     train, held_out = make_questions(seed)
     judge, prompts = Judge([*train, *held_out]), [question.prompt for question in held_out]
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--seed", default=0, type=int)
     seed = parser.parse_args().seed
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from kochat_trl.outputs import set_aside
+    from kochat_trl.files import set_aside
 
     set_aside(OUTPUT)
 

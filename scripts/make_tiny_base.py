@@ -11,8 +11,8 @@ import math
 from pathlib import Path
 
 from kochat_trl.errors import run
-from kochat_trl.outputs import check_output_dir
-from kochat_trl.tokenizer import load_tokenizer
+from kochat_trl.files import check_output_dir
+from kochat_trl.models.tokenizer import load_tokenizer
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers

@@ -7,7 +7,7 @@ import argparse
 import logging
 
 from kochat_trl.errors import run
-from kochat_trl.merge import merge_adapter
+from kochat_trl.runs.merge import merge_adapter
 
 
 def main() -> None:

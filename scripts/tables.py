@@ -66,7 +66,7 @@ def shapes() -> dict[str, PretrainedConfig]:
 def hardware() -> Iterator[tuple[str, str]]:
     """For each base and precision GB of each stage, as configs/kogpt2 has it, and the cards that it fits; and the
     planner against real steps."""
-    from kochat_trl.memory import CARDS, GB, most_rows, plan_memory
+    from kochat_trl.desk.workflow.memory import CARDS, GB, most_rows, plan_memory
 
     lines = ["| | | SFT | reward model | PPO | as configured on | one row on |", "| --- |" + " --- |" * 6]
     for base, shape in shapes().items():
@@ -89,8 +89,8 @@ def hardware() -> Iterator[tuple[str, str]]:
 
 def experiments() -> Iterator[tuple[str, str]]:
     """The comparison of the set with each group of experiments, which are run first."""
-    from kochat_trl.comparison import as_markdown, compare
-    from kochat_trl.pipeline import make_plans, run_plan
+    from kochat_trl.desk.workflow.comparison import as_markdown, compare
+    from kochat_trl.desk.workflow.pipeline import make_plans, run_plan
 
     console = Console()
     for table, names in EXPERIMENTS.items():

@@ -13,26 +13,17 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
 os.environ.setdefault("HF_DATASETS_CACHE", tempfile.mkdtemp(prefix="kochat-cache-"))  # of tokenized rows
 
-from kochat_trl.cli import main
+from kochat_trl.cli.main import main
 from kochat_trl.errors import run as run_main
-from kochat_trl.tokenizer import load_tokenizer
+from kochat_trl.models.tokenizer import load_tokenizer
+from tests.tiny import PAIRS, ROOT
 
 import pytest
 from accelerate import PartialState
 
 PartialState(cpu=True)  # the tests run on the CPU, also where there is a GPU
 
-ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-
-PAIRS = [
-    ("대한민국의 수도는 어디인가요?", "대한민국의 수도는 서울입니다.", "서울 서울 서울"),
-    ("일본의 수도는 어디인가요?", "일본의 수도는 도쿄입니다.", "I do not know."),
-    ("하나 더하기 둘은 얼마예요?", "하나 더하기 둘은 셋이에요.", "몰라"),
-    ("반가워요", "저도 반가워요. 무엇을 도와드릴까요?", "반가"),
-    ("높다의 반대말은 뭐야?", "높다의 반대말은 낮다입니다.", "높다 높다 높다"),
-    ("강아지는 어떻게 울어요?", "강아지는 멍멍 하고 울어요.", "(멍멍)"),
-]
 
 
 @pytest.fixture(scope="session")
@@ -61,8 +52,8 @@ def tiny_tokenizer(tiny_base: str):
 @pytest.fixture(scope="session")
 def tiny_reward(tiny_base: str, tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A reward model on the tiny base: an adapter with its head, all drawn at random."""
-    from kochat_trl.arguments import ModelArguments
-    from kochat_trl.models import add_lora, new_reward_model
+    from kochat_trl.models.loading import add_lora, new_reward_model
+    from kochat_trl.settings.keys import ModelArguments
 
     import torch
 

@@ -22,8 +22,8 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from ..errors import UserError
-from .records import ANSWER_FIELDS, RawRecord, Source, Turns, Unreadable
+from kochat_trl.data.records import ANSWER_FIELDS, RawRecord, Source, Turns, Unreadable
+from kochat_trl.errors import UserError
 
 Shape = Literal["array", "lines", "dialogues", "csv", "text", "dataset"]
 DIALOGUE_START = "<<start conversation>>"

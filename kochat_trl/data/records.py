@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import UserError
-from .rankings import Pair, Pairs, RankingOrder, Tiers, ranking_tiers, tier_pairs
+from kochat_trl.data.rankings import Pair, Pairs, RankingOrder, Tiers, ranking_tiers, tier_pairs
+from kochat_trl.errors import UserError
 
 Kind = Literal["sft", "preference", "prompt"]
 Fault = Literal["broken", "empty", "equal", "tied", "overlong"]

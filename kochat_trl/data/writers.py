@@ -2,45 +2,15 @@
 
 import csv
 import json
-import os
 import reprlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import UserError
-from .readers import DIALOGUE_START, SPEAKERS, Shape, shape_of
-from .records import Turns
-
-
-@contextmanager
-def new_file(path: str | Path) -> Iterator[TextIO]:
-    """Open a new UTF-8 text file, which appears under `path` when it is complete; LF line ends as written.
-
-    Raises `UserError` if there is something under that name already.
-    """
-    target = Path(path)
-    refuse_existing(target)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stream = partial.open("x", encoding="utf-8", newline="")
-    except OSError as error:
-        raise UserError(f"{target}: can't be written: {error.strerror}") from None
-    try:
-        with stream:
-            yield stream
-        refuse_existing(target)
-        partial.rename(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def refuse_existing(path: str | Path) -> None:
-    """Raise `UserError` if there is something under `path`: to be called before long work starts."""
-    if Path(path).exists():
-        raise UserError(f"{path} exists already; choose another name, or remove it first")
+from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS, Shape, shape_of
+from kochat_trl.data.records import Turns
+from kochat_trl.errors import UserError
+from kochat_trl.files import new_file
 
 
 def write_records(path: str | Path, shape: Shape, records: Iterable[Any]) -> int:

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from kochat_trl.errors import UserError
+
 import numpy as np
 import torch
 from transformers.trainer_utils import get_last_checkpoint
-
-from ..errors import UserError
 
 FILES = ("weights.safetensors", "optimizer.pt", "ppo.json", "trainer_state.json")
 logger = logging.getLogger(__name__)

@@ -6,11 +6,11 @@ take as much again. Here the head runs on a few tokens at a time and keeps one n
 
 from typing import Any
 
+from kochat_trl.ppo.objective import entropy
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-from .objective import entropy
 
 CHUNK = 128  # tokens; 26 MB of scores for kogpt2
 

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from kochat_trl.models.heads import end_states
+from kochat_trl.ppo.logprobs import token_logprobs
+from kochat_trl.ppo.roles import Role, Roles
+
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-
-from .adapters import Role, Roles
-from .logprobs import token_logprobs
 
 NO_PADDING_ID = 0  # what stands under the mask; any id does
 
@@ -203,9 +204,9 @@ class MicroBatch:
         row, column = mask.nonzero(as_tuple=True)
         return hidden[row, self.starts[row] + column]
 
-    def last_states(self, hidden: Tensor) -> Tensor:
-        """The hidden state at the last token of each row, (m, hidden_size)."""
-        return hidden[torch.arange(len(hidden), device=hidden.device), self.attention_mask.sum(1) - 1]
+    def end_states(self, hidden: Tensor) -> Tensor:
+        """The hidden states that the reward is read from, (m, hidden_size)."""
+        return end_states(hidden, self.attention_mask)
 
 
 @torch.no_grad()
@@ -233,7 +234,7 @@ def score_rollout(
                 flat = roles.value.head(batch.states(batch.hidden(roles.value), value_mask)).squeeze(-1)
                 found["values"][rows] = spread(flat, value_mask, value_dtype)
         with roles.reward.active():
-            last = batch.last_states(batch.hidden(roles.reward))
+            last = batch.end_states(batch.hidden(roles.reward))
             found["scores"][rows] = roles.reward.head(last).squeeze(-1).to(value_dtype)
     return found
 

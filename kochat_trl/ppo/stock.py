@@ -9,14 +9,14 @@ from typing import Any
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # its warning says only that the API may change
 
+from kochat_trl.errors import UserError
+from kochat_trl.models.loading import cast_trainable_to_float32
+from kochat_trl.ppo.roles import Roles
+from kochat_trl.settings.ppo import PPOConfig
+
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
-
-from ..errors import UserError
-from ..models import cast_trainable_to_float32
-from .adapters import Roles
-from .config import PPOConfig
 
 OURS = ("value_model", "kl_target", "normalize_scores", "score_clip", "kl_limit")  # keys that TRL has not
 logger = logging.getLogger(__name__)

@@ -10,6 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kochat_trl.errors import UserError
+from kochat_trl.files import set_aside
+from kochat_trl.ppo import objective
+from kochat_trl.ppo.checkpoint import (
+    CaughtSignals,
+    drop_old_checkpoints,
+    find_checkpoint,
+    random_state,
+    set_random_state,
+)
+from kochat_trl.ppo.logprobs import token_logprobs
+from kochat_trl.ppo.roles import Roles, adapter_parameters, separate_models
+from kochat_trl.ppo.rollout import MicroBatch, Rollout, sample_responses, score_rollout, seed_of, spread
+from kochat_trl.settings.ppo import PPOConfig
+
 import numpy as np
 import torch
 import torch.distributed
@@ -24,15 +39,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerState
-
-from ..errors import UserError
-from ..outputs import set_aside
-from . import objective
-from .adapters import Roles, adapter_parameters, separate_models
-from .checkpoint import CaughtSignals, drop_old_checkpoints, find_checkpoint, random_state, set_random_state
-from .config import PPOConfig
-from .logprobs import token_logprobs
-from .rollout import MicroBatch, Rollout, sample_responses, score_rollout, seed_of, spread
 
 SAMPLES = 4  # responses of each update that samples.jsonl keeps
 TOLERANCE = 1e-5  # of log-probabilities that must be equal before anything is learnt
@@ -602,7 +608,7 @@ class PPOTrainer(Trainer):
                 for start in range(0, count, args.per_device_eval_batch_size):
                     batch = rollout.micro_batch(range(start, min(count, start + args.per_device_eval_batch_size)))
                     scores += (
-                        self.roles.reward.head(batch.last_states(batch.hidden(self.roles.reward))).flatten().tolist()
+                        self.roles.reward.head(batch.end_states(batch.hidden(self.roles.reward))).flatten().tolist()
                     )
         if self.is_world_process_zero():
             table = Table("prompt", "response", "score", show_lines=True)

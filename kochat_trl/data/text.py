@@ -1,0 +1,22 @@
+"""What is told of a text by its characters alone."""
+
+import re
+import unicodedata
+from statistics import fmean
+
+_HANGUL = re.compile("[\uac00-\ud7ff\u1100-\u115e\u1161-\u11ff\u3131-\u3163\u3165-\u318e\ua960-\ua97f]")  # no fillers
+
+
+def has_hangul(text: str) -> bool:
+    return _HANGUL.search(text) is not None
+
+
+def normalized(text: str) -> str:
+    """`text` after NFKC, with runs of whitespace as one space: what makes two texts the same to a reader."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def hangul_share(text: str) -> float:
+    """The share of Hangul in a text's letters; 0 if it has none."""
+    letters = [character for character in text if character.isalpha()]
+    return fmean(map(has_hangul, letters)) if letters else 0.0

@@ -1,0 +1,165 @@
+"""How KoChatGPT's data is made: prompts from a seed file, answers of several models ranked, held-out records."""
+
+import random
+from collections.abc import Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from kochat_trl.data.readers import file_format, read_records
+from kochat_trl.data.records import BrokenRecordsError, RawRecord, RecordError, Turns, parse_prompt, parse_sft
+from kochat_trl.data.text import normalized
+from kochat_trl.data.writers import write_stream
+from kochat_trl.errors import UserError
+from kochat_trl.files import new_file
+
+
+def read_prompts(
+    file: str, skip_invalid: bool = False, limit: int | None = None
+) -> tuple[list[str], list[RecordError]]:
+    """The prompts of the first `limit` records of any data file, in its order, and the records that have none.
+
+    Raises `BrokenRecordsError` if there are such records, unless `skip_invalid`.
+    """
+    prompts, invalid = [], []
+    for raw in islice(read_records(file), limit):
+        try:
+            prompts.append(parse_prompt(raw).prompt)
+        except RecordError as error:
+            invalid.append(error)
+    if invalid and not skip_invalid:
+        raise BrokenRecordsError(invalid, len(prompts) + len(invalid))
+    return prompts, invalid
+
+
+def gather_answers(
+    source: str, prompts: Sequence[str], max_new_tokens: int, temperature: float, seed: int
+) -> list[str]:
+    """The answers of `source`, a file of answers or a model or adapter (folder or Hub name), to `prompts`."""
+    if Path(source).is_file():
+        return read_answers(source, prompts)
+    from kochat_trl.desk.answers.generate import decoding, generate_answers
+    from kochat_trl.models.loading import load_policy
+    from kochat_trl.models.tokenizer import load_tokenizer
+    from kochat_trl.settings.keys import ModelArguments
+
+    tokenizer = load_tokenizer(source)
+    model = load_policy(source, ModelArguments(dtype="float32"), tokenizer)
+    settings = decoding("sample" if temperature else "greedy") | {"max_new_tokens": max_new_tokens}
+    settings |= {"temperature": temperature} if temperature else {}
+    answers = generate_answers(model, tokenizer, prompts, settings, seed=seed)
+    return [answer.text for answer in answers]
+
+
+def gather_scores(reward_model: str, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+    """The scores that the reward model (adapter with its head, or merged) gives; `answers` as in `rank_answers`."""
+    from kochat_trl.models.loading import load_reward_model
+    from kochat_trl.models.tokenizer import load_tokenizer
+    from kochat_trl.reward.score import score_dialogues
+    from kochat_trl.rows.encode import conversation
+    from kochat_trl.settings.keys import ModelArguments
+
+    tokenizer = load_tokenizer(reward_model)
+    model = load_reward_model(reward_model, ModelArguments(dtype="float32"), tokenizer)
+    return [
+        score_dialogues(model, tokenizer, [conversation(*pair) for pair in zip(prompts, source, strict=True)])
+        for source in answers
+    ]
+
+
+def read_answers(file: str, prompts: Sequence[str]) -> list[str]:
+    """The answer that `file` has for each of `prompts`: the first one, where it has several, and it may be empty.
+
+    Raises `UserError` if it lacks some, or if a record is broken.
+    """
+    answers: dict[str, str] = {}
+    broken: list[RecordError] = []
+    for raw in read_records(file):
+        read = raw.source.index + 1
+        try:
+            prompt, answer, *_ = (message["content"] for message in parse_sft(raw).messages)
+        except RecordError as error:
+            if error.fault != "empty":
+                broken.append(error)
+                continue
+            prompt, answer = _prompt_key(raw), ""
+        answers.setdefault(normalized(prompt), answer)
+    if broken:
+        raise BrokenRecordsError(broken, read)
+    missing = [prompt for prompt in prompts if normalized(prompt) not in answers]
+    if missing:
+        raise UserError(f"{file}: no answer to {len(missing)} of {len(prompts)} prompts, such as {missing[:3]}")
+    return [answers[normalized(prompt)] for prompt in prompts]
+
+
+def rank_answers(
+    prompts: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    seed: int,
+    scores: Sequence[Sequence[float]] | None = None,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """KoChatGPT's ranking records, and the prompts that have no two answers of which one is better.
+
+    `answers[s][i]` is the answer of source `s` to prompt `i`, the sources best first; or ranked by `scores`, laid out
+    likewise, where equal scores are a tie. Empty answers are left out, and of equal ones all but the best. The
+    completions of a record are in an order of their own, drawn from `seed` and the place of the prompt.
+    """
+    records, left_out = [], []
+    for i, prompt in enumerate(prompts):
+        worth = [scores[s][i] if scores else -s for s in range(len(answers))]
+        best: dict[str, float] = {}  # answer → what the best of its sources is worth
+        for source in sorted(range(len(answers)), key=worth.__getitem__, reverse=True):
+            if answers[source][i].strip():
+                best.setdefault(answers[source][i], worth[source])
+        if len(best) < 2:
+            left_out.append(prompt)
+            continue
+        completions = list(best)
+        random.Random(f"{seed}/{i}").shuffle(completions)
+        tiers = [[completions.index(answer) for answer in tied] for _, tied in groupby(best, best.__getitem__)]
+        if len(tiers) < 2:
+            left_out.append(prompt)
+            continue
+        record: dict[str, Any] = {"prompt": prompt}
+        record |= {f"completion_{place}": answer for place, answer in enumerate(completions)}
+        records.append(record | {"ranking": [tier[0] if len(tier) == 1 else sorted(tier) for tier in tiers]})
+    return records, left_out
+
+
+def split_file(file: str, train: str, held_out: str, fraction: float, seed: int) -> tuple[int, int]:
+    """Write the records of `file`, in their order and shape, to `train` and `held_out`; return how many each has.
+
+    Records with the same prompt (after NFKC and whitespace) go together. Prompts are drawn, by `seed`, until they
+    hold `fraction` of the records.
+
+    Raises `UserError` if `fraction` leaves one of the two empty, if an output exists, or if a record is unreadable.
+    """
+    if Path(train).resolve() == Path(held_out).resolve():
+        raise UserError(f"{train} is named twice; the two outputs need a name each")
+    records = list(read_records(file))
+    groups: dict[str, list[int]] = {}
+    for i, raw in enumerate(records):
+        groups.setdefault(_prompt_key(raw), []).append(i)
+    wanted = fraction * len(records)
+    drawn: set[int] = set()
+    order = sorted(groups)
+    random.Random(f"{seed}/split").shuffle(order)
+    for key in order:
+        if len(drawn) + len(groups[key]) / 2 <= wanted:
+            drawn.update(groups[key])
+    if not drawn or len(drawn) == len(records):
+        raise UserError(f"{file}: {len(groups)} different prompts can't be split at {fraction}")
+    shape = file_format(file).shape
+    with new_file(train) as first, new_file(held_out) as second:  # neither appears without the other
+        write_stream(first, shape, (raw.fields for i, raw in enumerate(records) if i not in drawn))
+        write_stream(second, shape, (raw.fields for i, raw in enumerate(records) if i in drawn))
+    return len(records) - len(drawn), len(drawn)
+
+
+def _prompt_key(raw: RawRecord) -> str:
+    if not isinstance(raw.fields, dict | Turns):
+        raw.has()  # raises what is wrong with it
+    try:
+        return normalized(parse_prompt(raw).prompt)
+    except RecordError:
+        return ""  # broken, for `kochat data clean` to mend: all of them stay together

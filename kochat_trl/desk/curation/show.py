@@ -1,0 +1,152 @@
+"""A record, or a batch of a config, as the model sees it: template, tokens, ids, labels, pairs."""
+
+from itertools import groupby
+from typing import Any
+
+from kochat_trl.data.rankings import Pairs, RankingOrder, ranking_tiers, tier_pairs
+from kochat_trl.data.records import Dialogue, Prompt, Ranking, RawRecord, Record
+from kochat_trl.errors import UserError
+from kochat_trl.models.tokenizer import load_tokenizer
+from kochat_trl.reward.trainer import NO_RANK, RankingCollator
+from kochat_trl.rows.encode import IGNORED, conversation, encode_dialogue, encode_prompt, render
+from kochat_trl.rows.rows import build_dataset
+from kochat_trl.settings.keys import Stage
+from kochat_trl.settings.parse import Arguments
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+UNSEEN = "not trained on, label −100"
+TRAINED = "trained on, label = id"
+
+
+def show_record(
+    raw: RawRecord,
+    record: Record,
+    order: RankingOrder,
+    pairs: Pairs,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: bool,
+    console: Console,
+) -> None:
+    """Print one record: its template's text, its tokens and labels (with `ids`), and the pairs of a ranking."""
+    console.rule(Text(str(raw.source)))
+    if isinstance(record, Prompt):
+        messages = [{"role": "user", "content": record.prompt}]
+        _print_text("templated text", render(tokenizer, messages, prompt=True), console)
+        if ids:
+            _print_tokens(tokenizer, encode_prompt(tokenizer, record.prompt), None, console)
+    elif isinstance(record, Dialogue):
+        _print_text("templated text", render(tokenizer, record.messages), console)
+        if ids:
+            _print_tokens(tokenizer, *encode_dialogue(tokenizer, record.messages), console)
+    else:
+        _print_ranking(raw, record, order, pairs, console)
+        for i, completion in enumerate(record.completions):
+            messages = list(conversation(record.prompt, completion))
+            _print_text(f"completion {i}, templated text", render(tokenizer, messages), console)
+            if ids:
+                _print_tokens(tokenizer, encode_dialogue(tokenizer, messages)[0], None, console)
+
+
+def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> None:
+    """Print the batch that begins with row `index` of a config's training data, padded as its trainer pads it.
+
+    Rows are in the order of the files; a trainer shuffles them.
+    """
+    path: Any = args.training.sft_model_path if stage == "ppo" else args.model.model_name_or_path
+    max_length = args.recipe.max_prompt_length if stage == "ppo" else args.training.max_length
+    tokenizer = load_tokenizer(path, args.model.model_revision)
+    dataset, report = build_dataset(args.recipe.train_files, stage, tokenizer, max_length, args.recipe)
+    if not 0 <= index < len(dataset):
+        raise UserError(f"there is no row {index}: the training files give rows 0 to {len(dataset) - 1}")
+    size = min(args.training.per_device_train_batch_size, len(dataset) - index)
+    batch = collator(stage, tokenizer, args.training)([dataset[i] for i in range(index, index + size)])
+
+    console.rule(f"rows {index} to {index + size - 1} of {len(dataset)}, as the {stage} trainer gets them")
+    console.print(f"{len(report.left_out)} records were left out, {len(report.in_part)} kept in part.")
+    tensors = Table("tensor", "shape", "type", title="the collated batch", title_justify="left")
+    for name, tensor in batch.items():
+        tensors.add_row(name, str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."))
+    console.print(tensors)
+    rows = Table("row", "tokens", "padding", "trained on", title="its sequences", title_justify="left")
+    names = [str(index + i) for i in range(size)]
+    if stage == "reward":
+        ranks = [[rank for rank in row if rank != NO_RANK] for row in batch["ranks"].tolist()]
+        names = [f"{name}, rank {rank}" for name, its_ranks in zip(names, ranks, strict=True) for rank in its_ranks]
+    for i, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
+        side = "left" if not mask[0] else "right"
+        padding = int((mask == 0).sum())
+        trained = str(int((batch["labels"][i] != IGNORED).sum())) if "labels" in batch else "–"
+        rows.add_row(names[i], str(len(ids) - padding), f"{padding} {side}" if padding else "0", trained)
+    console.print(rows)
+    labels = batch["labels"][0].tolist() if "labels" in batch else None
+    console.print("the first sequence:", style="bold")
+    _print_tokens(tokenizer, batch["input_ids"][0].tolist(), labels, console, batch["attention_mask"][0].tolist())
+
+
+def collator(stage: Stage, tokenizer: PreTrainedTokenizerBase, training: Any) -> Any:
+    """The collator that the trainer of a stage makes for itself."""
+    if stage == "ppo":
+        return DataCollatorWithPadding(tokenizer)
+    collator_class = DataCollatorForLanguageModeling if stage == "sft" else RankingCollator
+    return collator_class(pad_token_id=tokenizer.pad_token_id, pad_to_multiple_of=training.pad_to_multiple_of)
+
+
+def _print_ranking(raw: RawRecord, record: Ranking, order: RankingOrder, pairs: Pairs, console: Console) -> None:
+    tiers = " > ".join(" = ".join(map(str, tier)) for tier in record.tiers)
+    console.print(f"ranking {raw.fields.get('ranking', 'chosen > rejected')}: completions, best first: {tiers}")
+    table = Table("better", "worse", "ranks apart", title=f"pairs: {pairs}", title_justify="left")
+    for pair in record.pairs(pairs):
+        table.add_row(*map(str, pair))
+    console.print(table)
+    if "ranking" not in raw.fields:
+        return
+    count = len(record.completions)
+    try:
+        readings = [
+            tier_pairs(ranking_tiers(raw.fields["ranking"], count, reading)) for reading in ("best_first", "rank_of")
+        ]
+    except ValueError:  # it can be read one way only
+        return
+    turned = {pair[:2] for pair in readings[0]} - {pair[:2] for pair in readings[1]}
+    if turned and order == "best_first":
+        shown = ", ".join(f"{better} > {worse}" for better, worse in sorted(turned))
+        console.print(
+            f"Read as rank_of, which KoChatGPT's trainer does, these are upside down: {shown}", style="yellow"
+        )
+
+
+def _print_text(title: str, text: str, console: Console) -> None:
+    console.print(f"\n[bold]{title}[/bold]")
+    console.print(Text(text))
+
+
+def _print_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    labels: list[int] | None,
+    console: Console,
+    mask: list[int] | None = None,
+) -> None:
+    """Tokens with their ids, in runs of the same part: padding, not trained on, trained on."""
+
+    def part(i: int) -> str:
+        if mask is not None and not mask[i]:
+            return "padding"
+        if labels is None:
+            return "tokens and ids"
+        return UNSEEN if labels[i] == IGNORED else TRAINED
+
+    for name, run in groupby(range(len(ids)), part):
+        places = list(run)
+        console.print(f"\n[bold]{name}[/bold]: {len(places)}")
+        line = Text()
+        for i in places:
+            token = str(tokenizer.convert_ids_to_tokens(ids[i])).replace("\n", "⏎")
+            line.append(token, style="green" if name == TRAINED else "")
+            line.append(f"\u00a0{ids[i]}  ", style="dim")  # no line break between a token and its id
+        console.print(line)

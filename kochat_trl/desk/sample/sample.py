@@ -1,0 +1,345 @@
+"""Self-made sample data in KoChatGPT's file shapes, and a judge that knows the right answers.
+
+The real KoChatGPT files need a download and a model large enough to profit from them. This module
+writes files of the same shapes from small tables of facts, simple enough that a tiny GPT-2 trained
+from scratch on a CPU can learn them. Because every question carries its right answer, ``Judge`` can
+score any response without a trained model, and a demo can show that base < SFT < PPO.
+
+From fact to file: `sample_facts.py` has the facts, each asked in several ways; `make_questions` keeps some
+phrasings of a fact for evaluation (some whole facts in arithmetic), and `write_sample_data` gives each question
+completions of three clearly different qualities.
+"""
+
+import json
+import math
+import random
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kochat_trl.desk.sample.facts import Fact, all_facts
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt, what makes a response to it right, and sample responses of known quality."""
+
+    prompt: str
+    answers: tuple[str, ...]  # naming any one of these makes a response correct
+    full: str  # right, polite, a whole sentence
+    wrong: str  # as polite and of the same form, but wrong
+    curt: str  # right, but impolite
+    domain: str
+
+
+# --- Questions ----------------------------------------------------------------------------------
+
+_HELD_OUT_SHARE = 0.115
+
+
+def make_questions(seed: int) -> tuple[list[Question], list[Question]]:
+    """Return (train, held-out) questions, about 11.5 % of them held out; no prompt is in both.
+
+    Held out is at most one phrasing of a fact, so that a model which learned the fact from the
+    others can answer. In arithmetic it is every phrasing of some operand pairs.
+    """
+    rng = random.Random(f"{seed}/questions")
+    train: list[Question] = []
+    held_out: list[Question] = []
+    for fact in all_facts():
+        questions = [_question(fact, prompt, rng) for prompt in fact.prompts]
+        if fact.held_out_whole:
+            (held_out if rng.random() < _HELD_OUT_SHARE else train).extend(questions)
+            continue
+        if rng.random() < _HELD_OUT_SHARE * len(questions):
+            held_out.append(questions.pop(rng.randrange(len(questions))))
+        train.extend(questions)
+    rng.shuffle(train)
+    rng.shuffle(held_out)
+    return train, held_out
+
+
+def _question(fact: Fact, prompt: str, rng: random.Random) -> Question:
+    return Question(
+        prompt=prompt,
+        answers=fact.answers,
+        full=fact.full,
+        wrong=rng.choice(fact.wrongs),
+        curt=rng.choice(fact.curts),
+        domain=fact.domain,
+    )
+
+
+# --- Completions of three qualities -------------------------------------------------------------
+
+_ENGLISH = """I do not know the answer to that.
+I'm sorry, I can't help with that.
+Can you tell me more about it?
+The capital of France is London.
+It is a kind of fruit.
+That is a good question.
+I think you should ask someone else.
+There are many ways to answer this.
+Yes, I like it very much.
+The weather is nice today.
+Please try again later.
+He went to the store with his dog.""".splitlines()
+_SCRAPS = """이날 목송에서
+구글상위노
+그러나 것이며
+또한 는 그
+관련 기사 더보기
+에 따르면 지난
+수 있는 그것의
+무단 전재 및
+라고 말하면서
+로그인 후 이용
+때문에 되었던
+및 기타 등등""".splitlines()
+_HEDGES = ("", "몰라, 아마 ", "글쎄, ", "아마 ")
+
+
+class _Completions:
+    """Draws completions of clearly different qualities for a question.
+
+    ``peers`` are questions of the same domains; their answers serve as wrong ones.
+    """
+
+    def __init__(self, peers: Iterable[Question], rng: random.Random) -> None:
+        self._rng = rng
+        self._curts: dict[str, list[str]] = {}
+        for peer in peers:
+            self._curts.setdefault(peer.domain, []).append(peer.curt)
+
+    def best(self, question: Question) -> str:
+        return question.full
+
+    def middle(self, question: Question) -> str:
+        """Right but curt, or curt and wrong, or polite and wrong."""
+        kind = self._rng.choices(("curt", "curt and wrong", "wrong"), (60, 25, 15))[0]
+        if kind == "curt":
+            return question.curt
+        if kind == "wrong":
+            return question.wrong
+        return self._rng.choice(_HEDGES) + self._wrong_curt(question)
+
+    def worst(self, question: Question) -> str:
+        """English, or one word of the prompt over and over, or a scrap of unrelated text."""
+        kind = self._rng.choices(("English", "repetition", "fragment"), (50, 30, 20))[0]
+        if kind == "English":
+            return self._rng.choice(_ENGLISH)
+        if kind == "repetition":
+            return " ".join([self._dull_word(question)] * self._rng.randint(4, 7))
+        return " ".join(self._rng.sample(_SCRAPS, 2))
+
+    def mixed(self, question: Question) -> str:
+        """A completion of mixed quality, so that reinforcement learning has room to improve."""
+        quality = self._rng.choices((self.best, self.middle, self.worst), (45, 33, 22))[0]
+        return quality(question)
+
+    def ranked(self, question: Question) -> tuple[list[str], list[int]]:
+        """One completion of each quality in random order, and their indices, best first."""
+        best_first = (self.best(question), self.middle(question), self.worst(question))
+        ranking = self._rng.sample(range(3), 3)
+        return [best_first[ranking.index(index)] for index in range(3)], ranking
+
+    def _wrong_curt(self, question: Question) -> str:
+        """The curt answer to another question of the domain, one that is wrong here."""
+        while True:
+            curt = self._rng.choice(self._curts[question.domain])
+            if not _named(question.answers, curt):
+                return curt
+
+    def _dull_word(self, question: Question) -> str:
+        """A word of the prompt that neither answers it nor ends politely."""
+        words = [
+            word
+            for word in re.findall(r"\w{2,}", question.prompt)
+            if not word.endswith(_POLITE_ENDINGS) and not _named(question.answers, word)
+        ]
+        return self._rng.choice(words or ["그거"])
+
+
+# --- Files --------------------------------------------------------------------------------------
+
+_FILE_NAMES = {
+    "sft": "kochatgpt_1_SFT.jsonl",
+    "rm": "kochatgpt_2_RM.jsonl",
+    "ppo": "kochatgpt_3_PPO.jsonl",
+    "sft_eval": "kochatgpt_1_SFT.heldout.jsonl",
+    "rm_eval": "kochatgpt_2_RM.heldout.jsonl",
+    "ppo_eval": "kochatgpt_3_PPO.heldout.jsonl",
+    "text": "pretraining.txt",
+    "judge": "judge.json",
+}
+
+
+def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:
+    """Write the sample files into ``directory`` and return their paths by key.
+
+    Despite their names the ``.jsonl`` files hold one JSON array each, as KoChatGPT's do. If any of
+    the files exists already, nothing is written and ``FileExistsError`` names it.
+    """
+    paths = {key: directory / name for key, name in _FILE_NAMES.items()}
+    for path in paths.values():
+        if path.exists():
+            raise FileExistsError(f"Refusing to overwrite {path}")
+
+    train, held_out = make_questions(seed)
+    contents: dict[str, str] = {}
+    for suffix, questions in (("", train), ("_eval", held_out)):
+        completions = _Completions(train, random.Random(f"{seed}/completions{suffix}"))
+        contents[f"sft{suffix}"] = _as_json([_sft_record(q, completions) for q in questions])
+        contents[f"rm{suffix}"] = _as_json([_rm_record(q, completions) for q in questions])
+        contents[f"ppo{suffix}"] = _as_json([{"prompt": q.prompt} for q in questions])
+    contents["text"] = _pretraining_text(train, random.Random(f"{seed}/text"))
+    contents["judge"] = json.dumps({"seed": seed}) + "\n"
+
+    directory.mkdir(parents=True, exist_ok=True)
+    for key, path in paths.items():
+        path.write_text(contents[key], encoding="utf-8", newline="\n")
+    return paths
+
+
+def _as_json(records: Sequence[Mapping[str, object]]) -> str:
+    return json.dumps(records, ensure_ascii=False, indent=4) + "\n"
+
+
+def _sft_record(question: Question, completions: _Completions) -> dict[str, object]:
+    completion = completions.mixed(question)
+    return {"prompt": question.prompt, "completion": completion, "tokens": len(completion)}
+
+
+def _rm_record(question: Question, completions: _Completions) -> dict[str, object]:
+    texts, ranking = completions.ranked(question)
+    numbered = {f"completion_{index}": text for index, text in enumerate(texts)}
+    return {"prompt": question.prompt, **numbered, "ranking": ranking}
+
+
+def _pretraining_text(questions: Sequence[Question], rng: random.Random) -> str:
+    """Questions with responses of every quality, and the facts on their own, one passage a line.
+
+    Good and bad stand side by side, so that the base model learns the language and the facts but
+    no preference for good answers. A response follows its colon at once, as it does in KoChatGPT's
+    prompt, so that a tokenizer splits its first word as it will in that prompt.
+    """
+    completions = _Completions(questions, rng)
+    passages: list[str] = []
+    for question in questions:
+        responses = (question.full, question.curt, completions.worst(question))
+        passages += [f"질문: {question.prompt} 대답:{response}" for response in responses]
+        passages.append(question.full)
+    rng.shuffle(passages)
+    return "\n".join(passages) + "\n"
+
+
+# --- Judge --------------------------------------------------------------------------------------
+
+WEIGHTS: Mapping[str, float] = {
+    "correct": 0.4,
+    "polite": 0.2,
+    "korean_only": 0.2,
+    "ended": 0.1,
+    "not_repeating": 0.1,
+}
+_POLITE_ENDINGS = ("요", "니다")
+_LONGEST_ANSWER = 3  # times the length of the full answer
+_HANGUL = "\u1100-\u11ff\u3130-\u318f가-힣"
+
+
+class Judge:
+    """Scores responses to known questions in [0, 1]: the ``WEIGHTS`` of what holds, added up.
+
+    Text is compared after NFKC and with runs of whitespace folded into one space.
+
+    - correct: the response names the answer and is at most three times as long as the full answer,
+      so that a list of guesses does not pay. A number counts if it is the response's last number:
+      15 is not in "115". Any other answer counts if a word starts with it and no word starts with
+      the answer to another question of the domain (unless the full answer has that too).
+    - polite: it ends with 요 or 니다, whatever punctuation follows.
+    - korean_only: it has Hangul or a digit, no letter of another script, no control character and
+      no U+FFFD.
+    - ended: the caller says that the model ended the response itself.
+    - not_repeating: no word occurs three times, and no two or more characters stand three times
+      in a row.
+
+    An empty response scores 0.
+    """
+
+    def __init__(self, questions: Iterable[Question]) -> None:
+        self._questions = {_fold(question.prompt): question for question in questions}
+        answers: dict[str, dict[str, None]] = {}
+        for question in self._questions.values():
+            answers.setdefault(question.domain, {}).update(dict.fromkeys(question.answers))
+        self._domain_answers = {domain: tuple(names) for domain, names in answers.items()}
+
+    def knows(self, prompt: str) -> bool:
+        return _fold(prompt) in self._questions
+
+    def score(self, prompt: str, response: str, ended: bool) -> float:
+        question = self._questions.get(_fold(prompt))
+        if question is None:
+            raise KeyError(f"The judge has no question with the prompt {prompt!r}")
+        text = _fold(response)
+        if not text:
+            return 0.0
+        holds = {
+            "correct": self._is_correct(question, text),
+            "polite": _is_polite(text),
+            "korean_only": _is_korean_only(text),
+            "ended": ended,
+            "not_repeating": not _is_repeating(text),
+        }
+        return math.fsum(weight for name, weight in WEIGHTS.items() if holds[name])
+
+    def _is_correct(self, question: Question, text: str) -> bool:
+        if len(text) > _LONGEST_ANSWER * len(question.full):
+            return False
+        if all(answer.isdecimal() for answer in question.answers):
+            numbers = _numbers(text)
+            return bool(numbers) and numbers[-1] in question.answers
+        named = _named(self._domain_answers[question.domain], text)
+        others = [answer for answer in named if answer not in question.answers]
+        return len(others) < len(named) and others == _named(others, question.full)
+
+
+def judge_of(file: str | Path) -> Judge | None:
+    """The judge of the questions in a sample file; None for a file that ``write_sample_data`` didn't write."""
+    path = Path(file).with_name(_FILE_NAMES["judge"])
+    if Path(file).name not in _FILE_NAMES.values() or not path.is_file():
+        return None
+    return Judge(question for part in make_questions(json.loads(path.read_text())["seed"]) for question in part)
+
+
+def _fold(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _named(answers: Iterable[str], text: str) -> list[str]:
+    """The answers that a word of ``text`` starts with; what follows may be a particle."""
+    words = " ".join(["", *re.findall(r"\w+", text)])
+    return [answer for answer in answers if f" {answer}" in words]
+
+
+def _numbers(text: str) -> list[str]:
+    """The whole numbers in ``text`` as written, without the commas between thousands."""
+    return re.findall(r"(?<!\d)-?\d+(?:\.\d+)?", re.sub(r"(?<=\d),(?=\d{3})", "", text))
+
+
+def _is_polite(text: str) -> bool:
+    return re.sub(r"\W+$", "", text).endswith(_POLITE_ENDINGS)
+
+
+def _is_korean_only(text: str) -> bool:
+    rest = re.sub(f"[{_HANGUL}]", "", text)
+    is_foreign = (c.isalpha() or unicodedata.category(c).startswith("C") for c in rest)
+    has_korean = len(rest) < len(text) or re.search(r"\d", rest) is not None
+    return has_korean and not any(is_foreign) and "\ufffd" not in rest
+
+
+def _is_repeating(text: str) -> bool:
+    words = Counter(re.findall(r"\w+", text))
+    return max(words.values(), default=0) >= 3 or re.search(r"(.{2,})\1\1", text) is not None

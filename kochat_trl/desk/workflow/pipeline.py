@@ -1,0 +1,287 @@
+"""SFT → reward model → PPO → merge → report as one command, which goes on where it stopped.
+
+Every stage is the command that a person would type, in a process of its own. A config is a folder with a file for each
+stage, or an experiment: a file that extends such a folder, and says what differs.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kochat_trl.errors import UserError
+from kochat_trl.settings.parse import folder_of, read_config, resolve_arguments
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+ROOT = Path(__file__).parents[3]
+RECIPES = ("sft", "reward", "ppo")
+NEEDS: dict[str, tuple[str, ...]] = {
+    "sft": (),
+    "reward": (),
+    "evaluate": ("reward",),
+    "ppo": ("sft", "reward"),
+    "merge": ("ppo",),
+    "report": ("sft", "reward", "evaluate", "ppo"),
+}
+# A file that a finished stage has, and a stage that broke off has not.
+FINISHED = dict.fromkeys(RECIPES, "metrics.json")
+FINISHED |= {"evaluate": "evaluation.json", "merge": "config.json", "report": "report.html"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to be done for a stage: `command`, or None where it is done. `why` says it in words."""
+
+    stage: str
+    output: Path
+    command: list[str] | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of one run of a config. `outputs` has the folder of each stage, also of those that were done before."""
+
+    name: str
+    seed: int | None
+    outputs: dict[str, Path]
+    steps: list[Step]
+
+
+def make_plan(
+    config: str | Path,
+    first: str | None = None,
+    seed: int | None = None,
+    launcher: str | None = None,
+    among: bool = False,
+) -> Plan:
+    """The steps of SFT, reward model, its evaluation if it has `eval_files`, PPO, merge and report.
+
+    A finished stage is kept, one that broke off goes on from its last checkpoint or, without one, starts anew; what
+    depends on a stage that runs runs again. With `first`, that stage and all after it run again. What was there is
+    renamed, never overwritten. `launcher` is a config file of accelerate.
+
+    A stage of an experiment that computes what the same stage of its folder does is that one; the others write to a
+    folder with the experiment's name. A run `among` others has a folder for its seed too, and is not merged.
+
+    A stage that finished before one that it reads from is not done. Raises `UserError` if a config can't be read, if
+    PPO reads from elsewhere than SFT and reward model write to, if a finished stage was run with other settings than
+    the config has now, or if a stage before `first` isn't finished.
+    """
+    config = Path(config)
+    folder = folder_of(config)
+    values = {stage: _values(config, stage) for stage in RECIPES}
+    of_folder = {stage: _values(folder, stage) for stage in RECIPES}
+    for stage in NEEDS["ppo"]:
+        reads, writes = of_folder["ppo"].get(f"{stage}_model_path"), of_folder[stage]["output_dir"]
+        if reads != writes:
+            raise UserError(f"{folder}/ppo.yaml: {stage}_model_path is {reads}, and {stage}.yaml writes {writes}")
+
+    outputs: dict[str, Path] = {}
+    differs: list[str] = []
+    for stage in RECIPES:
+        output = of_folder[stage]["output_dir"]
+        for key in ("output_dir", "sft_model_path", "reward_model_path"):
+            if values[stage].get(key) != of_folder[stage].get(key):
+                raise UserError(f"{config}: leave {key} out: each stage gets a folder '{config.stem}' beside {output}")
+        if values[stage] != of_folder[stage] or any(need in differs for need in NEEDS[stage]):
+            differs.append(stage)
+        parts = [config.stem] if stage in differs else []
+        parts += [f"seed{seed}"] if among and seed is not None else []
+        outputs[stage] = Path(output).parent.joinpath(*parts, Path(output).name)
+    for stage in NEEDS["ppo"]:
+        values["ppo"][f"{stage}_model_path"] = str(outputs[stage])
+    flags: dict[str, list[str]] = {}
+    resolved: dict[str, dict[str, Any]] = {}
+    for stage in RECIPES:
+        given = _values(config, stage)
+        values[stage] |= {"output_dir": str(outputs[stage])} | ({} if seed is None else {"seed": seed})
+        changed = {key: value for key, value in values[stage].items() if value != given.get(key)}
+        flags[stage] = [word for key, value in changed.items() for word in (f"--{key}", str(value))]
+        resolved[stage] = _resolve(config, stage, flags[stage])  # a mistake in PPO's config is told before SFT runs
+    ppo = outputs["ppo"]
+    beside = "" if ppo.name == "ppo" else f"{ppo.name}-"
+    if of_folder["reward"].get("eval_files"):
+        outputs["evaluate"] = outputs["reward"] / "evaluation"
+    if values["ppo"].get("use_peft") and not among:
+        outputs["merge"] = ppo.with_name(f"{beside}merged")
+    outputs["report"] = ppo.with_name(f"{beside}report")
+    order = [stage for stage in NEEDS if stage in outputs]
+    if first is not None and first not in order:
+        raise UserError(f"--from: found '{first}', expected {', '.join(order)}")
+    owner = "reward" if first == "evaluate" else first
+    if owner in RECIPES and config != folder and owner not in differs:
+        raise UserError(f"--from {first}: that stage is not {config}'s own; run it again with {folder}")
+
+    steps: list[Step] = []
+    for stage in order:
+        output, needs = outputs[stage], [need for need in NEEDS[stage] if need in outputs]
+        done = (output / FINISHED[stage]).is_file()
+        if stage == "evaluate" and done:
+            done = _is_of(output / FINISHED[stage], of_folder["reward"])
+        again = first is not None and order.index(stage) >= order.index(first)
+        again = again or any(step.command and step.stage in needs for step in steps)
+        again = again or (done and any(_finished(outputs[n], n) > _finished(output, stage) for n in needs))
+        if first is not None and order.index(stage) < order.index(first) and not done:
+            raise UserError(f"--from {first}: {stage} isn't finished: no {FINISHED[stage]} in {output}")
+        if done and not again:
+            if stage in RECIPES:
+                _check_settings(stage, output, resolved[stage], set(values[stage]))
+            steps.append(Step(stage, output, None, "done"))
+            continue
+        why, options = "new", list[str]()
+        if output.is_dir() and any(output.iterdir()):
+            checkpoint = None if done or again else _last_checkpoint(output)
+            why = f"goes on from {checkpoint.name}" if checkpoint else "again; what is there is renamed"
+            options = (
+                ["--resume_from_checkpoint", str(checkpoint)] if checkpoint else ["--overwrite_output_dir", "true"]
+            )
+        if stage == "evaluate":
+            truth = of_folder["reward"]  # what all experiments are measured by
+            command = [*_KOCHAT, "reward", "eval", str(outputs["reward"]), *truth["eval_files"]]
+            command += ["--ranking-order", truth.get("ranking_order", "best_first")]
+            command += ["--invalid-records", truth.get("invalid_records", "error")]
+        elif stage == "merge":
+            command = [sys.executable, _of_project("scripts/merge_lora.py")]
+            command += ["--adapter", str(ppo), "--output", str(output)]
+        elif stage == "report":
+            command = [*_KOCHAT, "report", str(ppo), "--output", str(output)]
+            command += [] if seed is None else ["--seed", str(seed)]
+        else:
+            file = config / f"{stage}.yaml" if config.is_dir() else config
+            command = [*_launch(launcher), _of_project(f"recipes/{stage}.py"), "--config", str(file), *options]
+            command += flags[stage]
+        steps.append(Step(stage, output, command, why))
+    return Plan(config.stem, seed, outputs, steps)
+
+
+def make_plans(configs: Sequence[str], seeds: Sequence[int], launcher: str | None = None) -> list[Plan]:
+    """A plan for each seed of each config; a step that several share is in the first of them alone."""
+    plans: list[Plan] = []
+    for what, given in (("config", [Path(config).stem for config in configs]), ("seed", [*seeds])):
+        if len(set(given)) < len(given):
+            raise UserError(f"a {what} is named twice, or two have the same name: {', '.join(map(str, given))}")
+    for config in configs:
+        for seed in seeds or (None,):
+            plan = make_plan(config, None, seed, launcher, among=True)
+            before = {step.output for earlier in plans for step in earlier.steps}
+            plans.append(replace(plan, steps=[step for step in plan.steps if step.output not in before]))
+    return plans
+
+
+_KOCHAT = [sys.executable, "-m", "kochat_trl.cli.main"]
+
+
+def _values(config: Path, stage: Any) -> dict[str, Any]:
+    values = {key: value for key, (value, _) in read_config(config, stage).items()}
+    if "output_dir" not in values:
+        raise UserError(f"{config}: 'output_dir' is not set for {stage}")
+    return values
+
+
+def _is_of(evaluation: Path, reward: dict[str, Any]) -> bool:
+    """Whether an evaluation was made on the rankings, and in the reading, that a reward model's config names."""
+    facts = json.loads(evaluation.read_text(encoding="utf-8"))
+    wanted = {"files": reward["eval_files"], "ranking_order": reward.get("ranking_order", "best_first")}
+    return {key: facts.get(key) for key in wanted} == wanted
+
+
+def _finished(output: Path, stage: str) -> float:
+    """When a stage finished; never, of one that hasn't."""
+    file = output / FINISHED[stage]
+    return file.stat().st_mtime if file.is_file() else -math.inf
+
+
+def _launch(launcher: str | None) -> list[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    if launcher is not None:
+        return [*command, launcher]
+    command.append(_of_project(f"configs/accelerate/{'one_gpu' if torch.cuda.is_available() else 'cpu'}.yaml"))
+    if "OMP_NUM_THREADS" not in os.environ:  # accelerate would take one
+        command += ["--num_cpu_threads_per_process", str(torch.get_num_threads())]
+    return command
+
+
+def _of_project(path: str) -> str:
+    return os.path.relpath(ROOT / path)
+
+
+def _last_checkpoint(output: Path) -> Path | None:
+    """The last whole checkpoint: the trainers write the file of their state last."""
+    whole = [path.parent for path in output.glob("checkpoint-*/trainer_state.json") if path.parent.name[11:].isdigit()]
+    return max(whole, key=lambda path: int(path.name[11:]), default=None)
+
+
+def _resolve(config: Path, stage: Any, flags: list[str]) -> dict[str, Any]:
+    """Every value that the recipe of a stage would run with, as it writes them to resolved.yaml."""
+    return yaml.safe_load(yaml.safe_dump(resolve_arguments(stage, str(config), flags)))
+
+
+# Chosen by the hardware where the config doesn't set them; and what changes nothing that is computed.
+CHOSEN = {"bf16", "dtype", "fp16", "use_cpu"}
+NO_MATTER = {"disable_tqdm", "logging_steps", "logging_strategy", "overwrite_output_dir", "report_to", "run_name"}
+NO_MATTER |= {"resume_from_checkpoint", "save_steps", "save_strategy", "save_total_limit"}
+
+
+def _check_settings(stage: str, output: Path, now: dict[str, Any], given: set[str]) -> None:
+    """Raise `UserError` if the finished stage in `output` was run with other values than those in force `now`."""
+    then = yaml.safe_load((output / "resolved.yaml").read_text(encoding="utf-8"))
+    for key in sorted((now.keys() & then.keys()) - NO_MATTER - (CHOSEN - given)):
+        if then[key] != now[key]:
+            raise UserError(
+                f"{output}: {stage} was run with {key}: {then[key]}, and its config says {now[key]}. To run it again, "
+                f"rename that folder; for a single run --from {stage} does it"
+            )
+
+
+def print_plan(steps: Sequence[Step], console: Console) -> None:
+    """A line for each stage, and the commands."""
+    table = Table("stage", "", "output", box=None)
+    for step in steps:
+        table.add_row(step.stage, step.why, Text(str(step.output)))
+    console.print(table)
+    for step in steps:
+        if step.command:
+            console.print(Text(f"$ {' '.join(_shown(word) for word in step.command)}"), soft_wrap=True)
+
+
+def _shown(word: str) -> str:
+    return "python" if word == sys.executable else word
+
+
+def run_plan(steps: Sequence[Step], console: Console) -> dict[str, float]:
+    """Run the steps in turn; returns the seconds of those that ran. Raises `UserError` at the first that fails."""
+    seconds = {}
+    for number, step in enumerate(steps, start=1):
+        console.rule(f"[bold]{number}/{len(steps)} {step.stage}[/]: {step.why}")
+        if step.command is None:
+            continue
+        if step.stage in ("merge", "evaluate") and step.output.exists():
+            from kochat_trl.files import set_aside
+
+            set_aside(step.output)
+        started = time.perf_counter()
+        try:
+            done = subprocess.run(step.command)
+        except KeyboardInterrupt:
+            raise UserError(
+                f"{step.stage} was stopped. PPO finishes its update and saves first, if its config saves checkpoints; "
+                "then the same command, without --from, goes on"
+            ) from None
+        if done.returncode:
+            raise UserError(
+                f"{step.stage} failed; its message is above. Once mended, the same command, without --from, goes on"
+            )
+        seconds[step.stage] = round(time.perf_counter() - started, 1)
+    return seconds

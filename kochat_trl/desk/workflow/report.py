@@ -1,0 +1,434 @@
+"""What a PPO run changed: base, SFT and PPO side by side, as a page and as JSON."""
+
+import base64
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from kochat_trl.data.probes import PROBES
+from kochat_trl.data.readers import read_records
+from kochat_trl.data.records import RecordError, parse
+from kochat_trl.data.text import hangul_share
+from kochat_trl.desk.answers.generate import Answer, decoding, generate_answers, mean_logprob
+from kochat_trl.desk.answers.likeness import bleu, chrf, distinct, rouge_l
+from kochat_trl.desk.evaluation.evaluate import accuracy_of
+from kochat_trl.desk.sample.sample import Judge, judge_of
+from kochat_trl.errors import UserError
+from kochat_trl.files import set_aside
+from kochat_trl.models.loading import load_config, load_policy
+from kochat_trl.models.tokenizer import load_tokenizer
+from kochat_trl.reward.score import load_scorer, score_ids
+from kochat_trl.rows.encode import encode_prompts
+from kochat_trl.settings.keys import ModelArguments
+from kochat_trl.statistics import mean_interval
+
+import yaml
+from jinja2 import Template
+from tqdm.auto import tqdm
+
+LIMIT = 200  # prompts; chrF and the intervals hardly change beyond
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folders of a PPO run's stages, as their `resolved.yaml` name them; `settings` are PPO's."""
+
+    base: str
+    revision: str
+    sft: Path
+    reward: Path
+    ppo: Path
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, ppo: str | Path) -> "Run":
+        """The run whose PPO output is the folder `ppo`. Raises `UserError` if that isn't one, or a stage is gone."""
+        settings = _resolved(Path(ppo))
+        if "sft_model_path" not in settings:
+            raise UserError(f"{ppo}: not the output of recipes/ppo.py; give that folder, such as outputs/kogpt2/ppo")
+        sft, reward = Path(settings["sft_model_path"]), Path(settings["reward_model_path"])
+        _resolved(reward)
+        started = _resolved(sft)
+        return cls(
+            started["model_name_or_path"], started.get("model_revision", "main"), sft, reward, Path(ppo), settings
+        )
+
+
+def named_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
+    """The runs of PPO's output folders by name: `ppo`, or of several what tells their folders apart.
+
+    Raises `UserError` if they don't start from the same SFT model, which is what they are compared with.
+    """
+    runs = [Run.of(folder) for folder in folders]
+    for i, run in enumerate(runs[1:], start=1):
+        if run.ppo.resolve() in [earlier.ppo.resolve() for earlier in runs[:i]]:
+            raise UserError(f"{run.ppo} is named twice")
+        if run.sft.resolve() != runs[0].sft.resolve():
+            raise UserError(
+                f"{run.ppo} starts from {run.sft}, and {runs[0].ppo} from {runs[0].sft}: a page compares runs that "
+                "start from the same SFT model. `kochat run` with several configs compares others in a table"
+            )
+    if len(runs) == 1:
+        return {"ppo": runs[0]}
+    common = os.path.commonpath([run.ppo.resolve() for run in runs])
+    names = [run.ppo.resolve().relative_to(common).parts for run in runs]
+    while len({parts[-1] for parts in names}) == 1 and min(map(len, names)) > 1:
+        names = [parts[:-1] for parts in names]
+    own = ["/".join(parts) for parts in names]
+    return {f"{name}/ppo" if name in ("base", "sft") else name: run for name, run in zip(own, runs, strict=True)}
+
+
+def _resolved(folder: Path) -> dict[str, Any]:
+    try:
+        return yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{folder}: no resolved.yaml there, so it is no stage's output") from None
+
+
+def read_questions(
+    runs: Sequence[Run], file: str | None, limit: int = LIMIT
+) -> tuple[list[str], dict[str, str], bool, Judge | None]:
+    """The prompts to ask, after the course's four; references to those that have one; whether they are held out; and
+    the judge of sample data, if that is what they are.
+
+    They come from `file`, any data file that has prompts, or from SFT's or PPO's `eval_files`, or else from the prompts
+    that PPO trained on. Records that can't be read are left out.
+    """
+    sft, ppo = _resolved(runs[0].sft), [run.settings for run in runs]
+    sources = [file] if file else sft["eval_files"] or ppo[0]["eval_files"] or ppo[0]["train_files"]
+    trained = {str(Path(path).resolve()) for settings in (sft, *ppo) for path in settings.get("train_files", [])}
+    held_out = not any(str(Path(source).resolve()) in trained for source in sources)
+    prompts: list[str] = [prompt for prompt, _ in PROBES]
+    references: dict[str, str] = {}
+    for source in sources:
+        for raw in read_records(source):
+            if len(prompts) >= limit + len(PROBES):
+                break
+            try:
+                prompt = parse(raw, "prompt").prompt  # type: ignore[union-attr]
+            except RecordError:
+                continue
+            if prompt in prompts:
+                continue
+            prompts.append(prompt)
+            try:
+                messages = parse(raw, "sft").messages  # type: ignore[union-attr]
+            except RecordError:
+                continue
+            if len(messages) == 2:
+                references[prompt] = messages[1]["content"]
+    return prompts, references, held_out, judge_of(sources[0]) if len(sources) == 1 else None
+
+
+def build_report(
+    folders: Sequence[str | Path], file: str | None = None, limit: int = LIMIT, seed: int = 0
+) -> dict[str, Any]:
+    """All that the page shows, as JSON: `answers`, `metrics`, `wins`, `kl`, `curves`, `worries`, and the `runs`.
+
+    `folders` are the outputs of one PPO run, or of several that start from one SFT model. Each model answers every
+    prompt by sampling as the first run does (the whole distribution, its temperature and length), and the first run's
+    reward model scores all. The course's four questions are shown, and count in no figure; prompts that leave no room
+    for an answer are left out. Raises `UserError` if a folder isn't PPO's output, or if there are not two prompts.
+    """
+    runs = named_runs(folders)
+    first = next(iter(runs.values()))
+    prompts, references, held_out, judge = read_questions(list(runs.values()), file, limit)
+    tokenizer = load_tokenizer(str(first.ppo))
+    length, temperature = first.settings["response_length"], first.settings["temperature"]
+    positions = getattr(load_config(first.base, first.revision), "max_position_embeddings", math.inf)
+    fits = [len(ids) + length <= positions for ids in encode_prompts(tokenizer, prompts)]
+    prompts = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
+    prompt_ids = encode_prompts(tokenizer, prompts)
+    settings = decoding("sample") | {"max_new_tokens": length, "temperature": temperature}
+    asked = [i for i, prompt in enumerate(prompts) if prompt not in dict(PROBES)]
+    if len(asked) < 2:
+        raise UserError(f"{len(asked)} prompts to ask; give a file of more with --prompts")
+
+    def logprobs_of(model: Any, name: str) -> list[float]:
+        """log p of each answer of the run `name`, in nats."""
+        pairs = tqdm(list(zip(prompt_ids, answers[name], strict=True)), delay=2, leave=False)
+        return [len(answer.ids) * mean_logprob(model, ids, answer, temperature) for ids, answer in pairs]
+
+    paths = {name: str(run.ppo) for name, run in runs.items()} | {"sft": str(first.sft), "base": first.base}
+    answers: dict[str, list[Answer]] = {}
+    own: dict[str, list[float]] = {}
+    reference: dict[str, list[float]] = {}
+    for name, path in paths.items():
+        model = load_policy(path, ModelArguments(dtype="float32", model_revision=first.revision), tokenizer)
+        answers[name] = generate_answers(model, tokenizer, prompts, settings, seed=seed)
+        if name in runs:
+            own[name] = logprobs_of(model, name)
+        elif name == "sft":
+            reference = {run: logprobs_of(model, run) for run in runs}
+        del model
+    scorer = load_scorer(str(first.reward), "float32", tokenizer)
+    models = ["base", "sft", *runs]
+    scores = {
+        name: score_ids(scorer, tokenizer, [[*ids, *a.ids] for ids, a in zip(prompt_ids, answers[name], strict=True)])
+        for name in models
+    }
+    rows: list[dict[str, Any]] = [
+        {"prompt": prompt, "reference": references.get(prompt)}
+        | {name: _shown(answers[name][i], scores[name][i]) for name in models}
+        for i, prompt in enumerate(prompts)
+    ]
+    counted = [rows[i] for i in asked]
+    if judge is not None and all(judge.knows(row["prompt"]) for row in counted):
+        for row in counted:
+            for name in models:
+                row[name]["judge"] = judge.score(row["prompt"], row[name]["text"], row[name]["ended"])
+    versus = [("sft", "base"), *((name, "sft") for name in runs)]
+    report: dict[str, Any] = {
+        "runs": {name: str(run.ppo) for name, run in runs.items()},
+        "base": first.base,
+        "reward": str(first.reward),
+        "seed": seed,
+        "held_out": held_out,
+        "prompts": len(asked),
+        "metrics": {name: _metrics(counted, name, [answers[name][i].ids for i in asked]) for name in models},
+        "wins": {f"{one} over {other}": _wins(counted, one, other) for one, other in versus},
+        "kl": {name: _interval([own[name][i] - reference[name][i] for i in asked]) for name in runs},
+        "answers": rows,
+        "curves": {"sft": _history(first.sft), "reward": _history(first.reward)}
+        | {name: _history(run.ppo) for name, run in runs.items()},
+    }
+    report["worries"] = [worry for name, run in runs.items() for worry in worries(report, name, run.settings)]
+    return report
+
+
+def _interval(values: Sequence[float]) -> dict[str, float]:
+    return dict(zip(("mean", "low", "high"), mean_interval(values), strict=True))
+
+
+def _shown(answer: Answer, score: float) -> dict[str, Any]:
+    return {"text": answer.text, "ended": answer.ended, "tokens": len(answer.ids), "score": score}
+
+
+def _metrics(rows: Sequence[dict[str, Any]], name: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Means over all answers of one model; the likeness to references over those that have one."""
+    answers = [row[name] for row in rows]
+    score, low, high = mean_interval([answer["score"] for answer in answers])
+    found: dict[str, Any] = {
+        "score": score,
+        "score_low": low,
+        "score_high": high,
+        "tokens": fmean(answer["tokens"] for answer in answers),
+        "distinct_1": distinct(ids, 1),
+        "distinct_2": distinct(ids, 2),
+        "ended": fmean(answer["ended"] for answer in answers),
+        "hangul": fmean(hangul_share(answer["text"]) for answer in answers),
+    }
+    pairs = [(row[name]["text"], row["reference"]) for row in rows if row["reference"] is not None]
+    if pairs:
+        texts, references = zip(*pairs, strict=True)
+        found |= {"chrf": chrf(texts, references), "bleu": bleu(texts, references)}
+        found |= {"rouge_l": rouge_l(texts, references), "references": len(pairs)}
+    if "judge" in answers[0]:
+        mean, low, high = mean_interval([answer["judge"] for answer in answers])
+        found |= {"judge": mean, "judge_low": low, "judge_high": high}
+    return found
+
+
+def _wins(rows: Sequence[dict[str, Any]], one: str, other: str) -> dict[str, float]:
+    """How often the reward model prefers the answer of `one`; a draw counts half. 95 % interval (Wilson)."""
+    gaps = [row[one]["score"] - row[other]["score"] for row in rows]
+    accuracy = accuracy_of([0.5 if gap == 0 else float(gap > 0) for gap in gaps], [row["prompt"] for row in rows])
+    return {"share": accuracy.accuracy, "low": accuracy.interval[0], "high": accuracy.interval[1], "n": len(rows)}
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["history"]
+
+
+# --- What to worry about -------------------------------------------------------------------------
+
+
+def worries(report: dict[str, Any], name: str, settings: dict[str, Any]) -> list[dict[str, str]]:
+    """What a careful reader would doubt in the figures of the run `name`, which was made with `settings`.
+
+    By rule; each has the `run`, the `sign` that was seen, and `advice`.
+    """
+    sft, ppo = report["metrics"]["sft"], report["metrics"][name]
+    win, kl = report["wins"][f"{name} over sft"], report["kl"][name]
+    found: list[tuple[str, str]] = []
+    limit = 2 * settings["kl_target"] if settings.get("kl_target") else 20.0
+    undecided = win["low"] <= 0.5 <= win["high"]
+    if kl["high"] < 0.1 or (undecided and kl["mean"] <= limit):
+        found.append(
+            (
+                f"PPO can't be told from SFT: it wins {win['share']:.0%} [{win['low']:.0%}, {win['high']:.0%}] of "
+                f"{win['n']} prompts, KL {kl['mean']:.2f} nats.",
+                "Train for longer, raise learning_rate, or lower kl_coef; look at objective/scores over the updates.",
+            )
+        )
+    if win["high"] < 0.5:
+        found.append(
+            (f"PPO's answers score worse than SFT's: it wins {win['share']:.0%}.", "Lower learning_rate; look at KL.")
+        )
+    if kl["mean"] > limit:
+        found.append(
+            (
+                f"The policy is {kl['mean']:.1f} nats a response from SFT (over {limit:g}).",
+                "It may have left the language: read the answers; raise kl_coef, or set kl_target.",
+            )
+        )
+    if "judge" in ppo and ppo["judge_high"] < sft["judge_low"] and ppo["score"] > sft["score"]:
+        found.append(
+            (
+                f"The reward went up ({sft['score']:.2f} → {ppo['score']:.2f}) and the judge down "
+                f"({sft['judge']:.2f} → {ppo['judge']:.2f}).",
+                "Reward hacking: raise kl_coef, stop earlier, or train the reward model on more kinds of answers.",
+            )
+        )
+    if ppo["tokens"] > 1.5 * sft["tokens"]:
+        found.append(
+            (
+                f"Answers grew from {sft['tokens']:.0f} to {ppo['tokens']:.0f} tokens.",
+                "The reward model may pay for length: `kochat reward eval` compares it with 'the longer answer wins'.",
+            )
+        )
+    if ppo["distinct_2"] < 0.7 * sft["distinct_2"]:
+        found.append(
+            (
+                f"PPO repeats itself: distinct-2 fell from {sft['distinct_2']:.2f} to {ppo['distinct_2']:.2f}.",
+                "One answer for everything is what a narrow reward model asks for: read the answers side by side.",
+            )
+        )
+    if ppo["ended"] < 0.8 * sft["ended"]:
+        found.append(
+            (
+                f"Answers that end fell from {sft['ended']:.0%} to {ppo['ended']:.0%}.",
+                "Set missing_eos_penalty, or raise response_length.",
+            )
+        )
+    if ppo["hangul"] < 0.9 * sft["hangul"]:
+        found.append((f"The share of Hangul fell to {ppo['hangul']:.0%}.", "Read the answers; raise kl_coef."))
+    evaluation = Path(settings["reward_model_path"]) / "evaluation" / "evaluation.json"
+    if not evaluation.is_file():
+        found.append(
+            (
+                "Nobody has looked at how far the reward model can be trusted.",
+                f"kochat reward eval {settings['reward_model_path']} FILE, with rankings that it was not trained on.",
+            )
+        )
+    else:
+        baselines = json.loads(evaluation.read_text(encoding="utf-8"))["baselines"]
+        for rule, against in baselines.items():
+            if not against["beaten"]:
+                found.append(
+                    (
+                        f"The reward model is no better than the rule '{rule}'.",
+                        "PPO will learn the rule: docs/reward.md.",
+                    )
+                )
+    return [{"run": name, "sign": sign, "advice": advice} for sign, advice in found]
+
+
+# --- The page ------------------------------------------------------------------------------------
+
+CURVES = {
+    "sft": {"loss": "SFT loss", "eval_loss": "SFT held-out loss"},
+    "reward": {"loss": "reward model loss", "eval_accuracy": "reward model held-out pair accuracy"},
+    "ppo": {
+        "objective/scores": "PPO score",
+        "objective/kl": "PPO KL from SFT, nats a response",
+        "objective/response_tokens": "PPO response tokens",
+        "policy/entropy_avg": "PPO entropy, nats a token",
+    },
+}
+COLORS = ["#4a90d9", "#e0802b", "#3c9d57", "#c8508a", "#8a8f30"]
+
+
+def write_report(report: dict[str, Any], folder: str | Path) -> Path:
+    """Write report.json and report.html, which needs nothing else, into `folder`; an older report is renamed."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("report.json", "report.html"):
+        set_aside(folder / name)
+    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    page = folder / "report.html"
+    page.write_text(render_page(report), encoding="utf-8")
+    return page
+
+
+def render_page(report: dict[str, Any]) -> str:
+    """The page as one HTML text, with its plots in it."""
+    template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
+    runs, histories = list(report["runs"]), report["curves"]
+    plots, numbers = [], []
+    for stage, titles in CURVES.items():
+        for key, title in titles.items():
+            lines = {name: _curve(histories[name], key) for name in (runs if stage == "ppo" else [stage])}
+            if any(len(x) > 1 for x, _ in lines.values()):
+                plots.append((title, _svg(lambda axes, lines=lines: _lines(axes, lines))))
+            numbers += [(title, y[0]) for _, y in lines.values() if len(y) == 1]
+    models = list(report["metrics"])
+    scores = {name: [row[name]["score"] for row in report["answers"]] for name in models}
+    spread = _svg(lambda axes: _histogram(axes, scores))
+    by_kl = _svg(lambda axes: _against(axes, {name: histories[name] for name in runs}))
+    reliability = Path(report["reward"]) / "evaluation" / "reliability.png"
+    image = base64.b64encode(reliability.read_bytes()).decode() if reliability.is_file() else None
+    return Template(template, autoescape=True).render(
+        report=report, models=models, plots=plots, numbers=numbers, spread=spread, by_kl=by_kl, reliability=image
+    )
+
+
+def _curve(history: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    points = [(entry.get("step", i), entry[key]) for i, entry in enumerate(history) if key in entry]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _lines(axes: Any, lines: dict[str, tuple[list[float], list[float]]]) -> None:
+    for name, (x, y) in lines.items():
+        axes.plot(x, y, label=name)
+    _name_lines(axes, len(lines))
+
+
+def _histogram(axes: Any, scores: dict[str, list[float]]) -> None:
+    axes.set_prop_cycle(color=["0.6", "#8a63d2", *COLORS])  # base, SFT, runs
+    axes.hist(list(scores.values()), bins=24, histtype="step", linewidth=1.6, label=list(scores))
+    axes.set(xlabel="reward model's score", ylabel="answers")
+    _name_lines(axes, len(scores))
+
+
+def _against(axes: Any, histories: dict[str, Sequence[dict[str, Any]]]) -> None:
+    for name, history in histories.items():
+        kl, score = (_curve(history, f"objective/{key}")[1] for key in ("kl", "scores"))
+        axes.plot(kl, score, "o-", markersize=3, label=name)
+    axes.set(xlabel="KL from SFT, nats a response", ylabel="score")
+    _name_lines(axes, len(histories))
+
+
+def _name_lines(axes: Any, count: int) -> None:
+    if count > 1:
+        axes.legend(frameon=False, labelcolor="#888")
+
+
+def _svg(draw: Any) -> str:
+    """A plot as SVG that is legible on light and dark: no background, grey ink, text as text."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # without pyplot: it needs no display
+
+    grey = "#888"
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "kochat", "font.size": 9, "text.color": grey}
+    style |= {f"{name}.color": grey for name in ("xtick", "ytick")}
+    style |= {"axes.edgecolor": grey, "axes.labelcolor": grey, "axes.spines.top": False, "axes.spines.right": False}
+    with rc_context(style):
+        figure = Figure(figsize=(4.4, 2.4), layout="constrained")
+        axes = figure.subplots()
+        axes.set_prop_cycle(color=COLORS)
+        draw(axes)
+        axes.grid(alpha=0.25)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)  # as wide as its place

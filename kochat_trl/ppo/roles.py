@@ -1,0 +1,282 @@
+"""The four models of PPO: policy, reference, reward and value.
+
+They may be models of their own, as in TRL, or four LoRA adapters on one backbone, which is loaded and held once. The
+trainer sees the same thing in both: a `Role` has a backbone, a head that reads its hidden states, and an adapter.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kochat_trl.errors import UserError
+from kochat_trl.models.fused import fuse_lora
+from kochat_trl.models.heads import SCORE, has_score_head, inner_model, linear_head, lm_head, score_head
+from kochat_trl.models.loading import (
+    add_lora,
+    base_of_adapter,
+    has_conv1d,
+    is_adapter,
+    load_causal_lm,
+    load_reward_model,
+)
+from kochat_trl.settings.keys import LORA_SHAPE, ModelArguments
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHTS = "adapter_model.safetensors"
+HEAD = f"base_model.model.{SCORE}.weight"  # its name in an adapter's file
+
+
+class Role:
+    """One part that a model plays: `hidden` states of its backbone under its adapter, read by its `head`.
+
+    `adapter` is the name of the adapter that is on while the role is `active`; None is the bare backbone.
+    """
+
+    def __init__(self, model: Any, head: nn.Module, adapter: str | None):
+        inner = inner_model(model)
+        self.backbone: PreTrainedModel = getattr(inner, inner.base_model_prefix)
+        self.head = head
+        self.adapter = adapter
+        # The backbone's layers, and a head that PEFT trains whole.
+        self.layers: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer | ModulesToSaveWrapper)]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Switch to the role's adapter; `requires_grad` of all weights stays as it is.
+
+        PEFT's own set_adapter switches gradients too. A backward pass belongs inside: gradient checkpointing computes
+        the forward pass again, and it must be under the same adapter.
+        """
+        before = [layer._active_adapter for layer in self.layers]
+        for layer in self.layers:
+            layer._active_adapter = [self.adapter] if self.adapter else []
+        try:
+            yield
+        finally:
+            for layer, adapter in zip(self.layers, before, strict=True):
+                layer._active_adapter = adapter
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The last hidden states, (rows, length, hidden_size), of rows that are padded on the right."""
+        return self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+
+class Roles(nn.Module):
+    """Policy, reference, reward and value, and the models that they live in."""
+
+    def __init__(self, models: dict[str, nn.Module], policy: Role, reference: Role, reward: Role, value: Role):
+        super().__init__()
+        self.models = nn.ModuleDict(models)
+        fuse_lora(self.models)
+        self.policy, self.reference, self.reward, self.value = policy, reference, reward, value
+        self.config = policy.backbone.config
+
+    @property
+    def value_reads_policy(self) -> bool:
+        """Whether the value head reads the policy's own hidden states."""
+        return self.value.backbone is self.policy.backbone and self.value.adapter == self.policy.adapter
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the policy, as an adapter or a model, and the value function into the folder `value` in it.
+
+        The value function is written as a reward model is, adapter and head or a classifier. A head on the hidden
+        states of a policy that is no adapter is written alone.
+        """
+        models: Any = self.models
+        _save(models["policy"], self.policy.adapter, folder)
+        value_folder = Path(folder) / "value"
+        if "value" in models:
+            _save(models["value"], self.value.adapter, value_folder, _plain_head(self.value.head))
+        elif self.value.adapter is not None:
+            _save(models["policy"], self.value.adapter, value_folder, self.value.head)
+        else:
+            value_folder.mkdir(parents=True, exist_ok=True)
+            weight: Any = self.value.head.weight
+            save_file({f"{SCORE}.weight": weight.detach()}, str(value_folder / "head.safetensors"))
+
+
+def separate_models(
+    model: Any,
+    ref_model: Any,
+    reward_model: Any,
+    value_model: Any,
+    policy_adapter: str | None = None,
+    ref_adapter: str | None = None,
+) -> Roles:
+    """Roles of models of their own.
+
+    Without `ref_model` the reference is `model` under `ref_adapter`, or with its adapter off, or a copy where it has
+    none. Without `value_model` the value is a new head, zero at first, on the policy's hidden states. Raises
+    `UserError` for a model without the head that its part needs.
+    """
+    models = {"policy": model, "reward": reward_model}
+    if ref_model is None and not isinstance(model, PeftModel):
+        ref_model = deepcopy(model)
+    policy = Role(model, lm_head(model), policy_adapter or _active_adapter(model))
+    if ref_model is None:
+        reference = Role(model, policy.head, ref_adapter)
+        for parameter in adapter_parameters(model, ref_adapter or ""):
+            parameter.requires_grad_(False)
+    else:
+        models["reference"] = ref_model.requires_grad_(False)
+        reference = Role(ref_model, lm_head(ref_model), _active_adapter(ref_model))
+    reward = Role(reward_model.requires_grad_(False), score_head(reward_model), _active_adapter(reward_model))
+    if value_model is None:
+        models["value_head"] = _new_value_head(policy)
+        value = Role(model, models["value_head"], policy.adapter)
+    else:
+        models["value"] = value_model
+        value = Role(value_model, score_head(value_model), _active_adapter(value_model))
+    return Roles(models, policy, reference, reward, value)
+
+
+def one_backbone(backbone: Any, sft_adapter: str, reward_adapter: str, value_model: str = "adapter") -> Roles:
+    """Roles on one causal LM, float or quantized.
+
+    The adapter in the folder `sft_adapter` is the policy, trained, and the reference, frozen. The one in
+    `reward_adapter`, with its head, is the reward model, frozen, and with `value_model="adapter"` also where the value
+    function starts, trained. With `"shared"` the value is a new head on the policy's hidden states, zero at first.
+
+    The adapters may differ in rank and in the layers that they adapt. Raises `UserError` if a folder's weights don't
+    fit the backbone, or hold no head.
+    """
+    if not has_score_head(reward_adapter):
+        raise UserError(f"{reward_adapter}: no score head there, so it is no reward model")
+    model, _ = _add_adapter(backbone, "policy", sft_adapter)
+    _add_adapter(model, "reference", sft_adapter)
+    reward_head = _add_adapter(model, "reward", reward_adapter)[1]
+    value_head = _add_adapter(model, "value", reward_adapter)[1] if value_model == "adapter" else None
+    return adapters_of(model, reward_head, value_head)
+
+
+def adapters_of(model: PeftModel, reward_head: nn.Module, value_head: nn.Module | None) -> Roles:
+    """Roles of a model that has the adapters `policy`, `reference`, `reward` and, with a `value_head`, `value`."""
+    models: dict[str, Any] = {"policy": model, "reward_head": reward_head}
+    head = lm_head(model)
+    policy, reference = Role(model, head, "policy"), Role(model, head, "reference")
+    models["value_head"] = _new_value_head(policy) if value_head is None else value_head
+    value = Role(model, models["value_head"], "policy" if value_head is None else "value")
+    for module in (model, reward_head):
+        module.requires_grad_(False)
+    for trained in (policy, value):
+        for parameter in adapter_parameters(model, str(trained.adapter)):
+            parameter.requires_grad_(True)
+    return Roles(models, policy, reference, Role(model, reward_head, "reward"), value)
+
+
+def load_roles(
+    sft_path: str,
+    reward_path: str,
+    model_args: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    value_model: str = "adapter",
+    share: bool = True,
+) -> Roles:
+    """The roles of a run: one backbone with `share` where both paths hold adapters of one base, else separate models.
+
+    An SFT adapter is trained on; a whole SFT model gets a new adapter, or is trained whole if LoRA is off. Raises
+    `UserError` for LoRA keys that an SFT adapter has settled already.
+    """
+    if is_adapter(sft_path):
+        for key in sorted(LORA_SHAPE):
+            if getattr(model_args, key) != getattr(ModelArguments(), key):
+                raise UserError(f"{key}: has no effect, as PPO goes on with the adapter in {sft_path}; remove it")
+        base, revision = base_of_adapter(sft_path)
+        model_args = replace(model_args, model_revision=revision)
+        backbone = load_causal_lm(base, model_args, tokenizer)
+        if share and is_adapter(reward_path) and _same_base(base_of_adapter(reward_path), (base, revision)):
+            return one_backbone(backbone, sft_path, reward_path, value_model)
+        policy, _ = _add_adapter(backbone, "policy", sft_path)
+        _add_adapter(policy, "reference", sft_path)
+        policy.requires_grad_(False)
+        for parameter in adapter_parameters(policy, "policy"):
+            parameter.requires_grad_(True)
+        names: tuple[Any, Any] = ("policy", "reference")
+    else:
+        policy = add_lora(load_causal_lm(sft_path, model_args, tokenizer), model_args)
+        names = (None, None)
+    reward = load_reward_model(reward_path, model_args, tokenizer)
+    own = load_reward_model(reward_path, model_args, tokenizer, trainable=True) if value_model == "adapter" else None
+    return separate_models(policy, None, reward, own, *names)
+
+
+def _same_base(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    return (os.path.realpath(one[0]), one[1]) == (os.path.realpath(other[0]), other[1])
+
+
+def adapter_parameters(model: nn.Module, name: str) -> Iterator[nn.Parameter]:
+    """The weights of one adapter."""
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            for part in dict.fromkeys(layer.adapter_layer_names):  # DoRA names one twice
+                weights: Any = getattr(layer, part)
+                if name in weights:
+                    found = weights[name]
+                    yield from ([found] if isinstance(found, nn.Parameter) else found.parameters())
+
+
+def _add_adapter(model: Any, name: str, folder: str) -> tuple[Any, Any]:
+    """Put the adapter in `folder` on `model` as `name`; returns the model, wrapped, and the score head in the file."""
+    config = PeftConfig.from_pretrained(folder)
+    if not isinstance(config, LoraConfig):
+        raise UserError(f"{folder}: a {config.peft_type} adapter; only LoRA adapters can share a backbone")
+    config.fan_in_fan_out = has_conv1d(model)
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+    else:
+        model = get_peft_model(model, config, adapter_name=name)
+    weights = load_file(Path(folder) / WEIGHTS)
+    head = weights.pop(HEAD, None)
+    for parameter in adapter_parameters(model, name):
+        parameter.data = parameter.data.float()
+    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    if set(weights) != set(expected):
+        odd = sorted(set(weights) ^ set(expected))[0]
+        raise UserError(f"{folder}: its weights don't fit the base model, beginning with {odd}")
+    set_peft_model_state_dict(model, weights, adapter_name=name)
+    return model, None if head is None else linear_head(head)
+
+
+def _save(model: Any, name: str | None, folder: str | Path, head: Any = None) -> None:
+    """Write the adapter `name` of a model, with a score head if there is one, or else the whole model."""
+    if name is None:
+        model.save_pretrained(folder)
+        return
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    config: Any = deepcopy(model.peft_config[name])
+    config.inference_mode = True
+    config.base_model_name_or_path = model.get_base_model().config._name_or_path
+    if head is not None:
+        weights[HEAD] = head.weight
+        config.task_type, config.modules_to_save = "SEQ_CLS", ["classifier", SCORE]
+    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, str(folder / WEIGHTS))
+    config.save_pretrained(str(folder))
+
+
+def _active_adapter(model: Any) -> str | None:
+    if not isinstance(model, PeftModel):
+        return None
+    if model.active_peft_config.is_prompt_learning:
+        raise UserError("PPO works with LoRA and its kin, not with adapters that add tokens to the prompt")
+    return str(model.active_adapter)
+
+
+def _plain_head(head: Any) -> Any:
+    return head.modules_to_save[head.active_adapters[0]] if isinstance(head, ModulesToSaveWrapper) else head
+
+
+def _new_value_head(policy: Role) -> nn.Linear:
+    return linear_head(torch.zeros(1, policy.backbone.config.hidden_size))

@@ -1,0 +1,263 @@
+"""Records → the tokenized rows that TRL's trainers take.
+
+Every row goes through the tokenizer's chat template, in all three stages. The template's text is not tokenized
+as a whole: a token could then fuse the end of the prompt with the start of the completion (kogpt2 has a token
+for `:(`, so `응답):` + `(` does). `encode_after` joins token ids instead, so that the ids of a prompt are
+always a prefix of the ids of prompt + completion, at training time as at inference.
+"""
+
+import hashlib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kochat_trl.data.readers import read_records
+from kochat_trl.data.records import (
+    BrokenRecordsError,
+    Described,
+    Dialogue,
+    Kind,
+    Prompt,
+    Ranking,
+    Record,
+    RecordError,
+    Source,
+    parse,
+    summarize,
+)
+from kochat_trl.errors import UserError
+from kochat_trl.rows.encode import (
+    IGNORED,
+    _appended,
+    conversation,
+    encode_dialogues,
+    encode_prompts,
+    render,
+    shorten_prompt,
+)
+from kochat_trl.settings.keys import DataArguments, Stage
+
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+KINDS: dict[Stage, Kind] = {"sft": "sft", "reward": "preference", "ppo": "prompt"}
+BATCH = 500  # records that are tokenized together
+
+
+@dataclass
+class DataReport:
+    """The records that did not become rows as they are."""
+
+    left_out: list[RecordError] = field(default_factory=list)
+    in_part: list[RecordError] = field(default_factory=list)  # cut, or a ranking without its longest completions
+
+    def __str__(self) -> str:
+        """A line for each record; empty if there is none."""
+        lines = [f"left out: {error}\n" for error in self.left_out]
+        return "".join(lines + [f"kept in part: {error}\n" for error in self.in_part])
+
+
+# --- Text → ids ---------------------------------------------------------------------------------
+
+
+# --- Records → rows of text ---------------------------------------------------------------------
+
+
+def text_rows(
+    record: Record,
+    group: int,
+    options: DataArguments,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The rows of text that `record` gives, in TRL's dataset formats.
+
+    With a tokenizer its template is applied: `prompt` and `completion` (SFT), `prompt`, `chosen` and `rejected`
+    (preference) or `prompt`, each to be tokenized as it stands; a dialogue of several exchanges is one `text`.
+    Without, the same names hold the plain texts, and a dialogue of several exchanges is `messages`. Pairs of one
+    ranking share its `group`, and have a `margin` if the options ask for it.
+    """
+
+    def applied(prompt: str, answer: str = "") -> tuple[str, str]:
+        if tokenizer is None:
+            return prompt, answer
+        messages = conversation(prompt, answer)
+        prompt_text = render(tokenizer, messages[:1], prompt=True)
+        return prompt_text, _appended(prompt_text, render(tokenizer, messages))[len(prompt_text) :]
+
+    if isinstance(record, Prompt):
+        yield {"prompt": applied(record.prompt)[0]}
+    elif isinstance(record, Ranking):
+        answers = [applied(record.prompt, completion)[1] for completion in record.completions]
+        for better, worse, distance in record.pairs(options.pairs):
+            margin = {"margin": float(distance)} if options.rank_margins else {}
+            row = {"prompt": applied(record.prompt)[0], "chosen": answers[better], "rejected": answers[worse]}
+            yield row | margin | {"group": group}
+    elif len(record.messages) == 2:
+        prompt, completion = applied(*(message["content"] for message in record.messages))
+        yield {"prompt": prompt, "completion": completion}
+    elif tokenizer is None:
+        yield {"messages": list(record.messages)}
+    else:
+        yield {"text": render(tokenizer, record.messages)}
+
+
+# --- Records → rows of ids ----------------------------------------------------------------------
+
+
+def build_datasets(
+    train_files: Sequence[str],
+    eval_files: Sequence[str],
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    options: DataArguments,
+) -> tuple[Dataset, Dataset | None, DataReport]:
+    """`build_dataset` for training and, if there are any, held-out files."""
+    train_dataset, report = build_dataset(train_files, stage, tokenizer, max_length, options)
+    if not eval_files:
+        return train_dataset, None, report
+    eval_dataset, more = build_dataset(eval_files, stage, tokenizer, max_length, options)
+    return train_dataset, eval_dataset, DataReport(report.left_out + more.left_out, report.in_part + more.in_part)
+
+
+def build_dataset(
+    files: Sequence[str],
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
+    options: DataArguments | None = None,
+) -> tuple[Dataset, DataReport]:
+    """Read `files` into the tokenized dataset of a stage, and what became of the records that don't fit.
+
+    A record is one row. Columns: `input_ids`, `labels` (SFT); `completion_ids`, the ids of prompt + completion for each
+    ranked completion, `ranks`, 0 for the best and equal for a tie, and `length`, the longest of them (reward);
+    `input_ids` (PPO). `max_length` counts the tokens of a sequence.
+
+    Tokenized rows are cached on disk by `datasets`, under a hash of the records, the tokenizer and this module.
+
+    Raises `BrokenRecordsError` if a record is invalid or too long and the options don't say what to do with it, and
+    `UserError` if no row is left.
+    """
+    options = options or DataArguments()
+    kind, report = KINDS[stage], DataReport()
+    records: list[Record] = []
+    sources: list[Source] = []
+    for file in files:
+        for raw in tqdm(read_records(file), desc=f"Reading {file}", delay=2, leave=False):
+            try:
+                records.append(parse(raw, kind, options.ranking_order))
+                sources.append(raw.source)
+            except RecordError as error:
+                report.left_out.append(error)
+    if report.left_out and options.invalid_records == "error":
+        raise BrokenRecordsError(report.left_out, len(records) + len(report.left_out))
+    if not records:
+        raise UserError(f"no {kind} record in {', '.join(files)}")
+
+    dataset = _tokenize(records, stage, tokenizer, max_length, options.overlong)
+    usable = list(dataset["usable"])
+    overlong = [
+        (
+            i,
+            RecordError(
+                sources[i], "(whole record)", Described(f"{n} tokens"), f"at most {max_length} tokens", "overlong"
+            ),
+        )
+        for i, n in enumerate(dataset["tokens"])
+        if max_length is not None and n > max_length
+    ]
+    if overlong and options.overlong == "error":
+        raise BrokenRecordsError([too_long for _, too_long in overlong], len(records))
+    for i, too_long in overlong:
+        (report.in_part if usable[i] else report.left_out).append(too_long)
+    if report.left_out:
+        logger.warning("%d records were left out:\n%s", len(report.left_out), summarize(report.left_out))
+    if report.in_part:
+        logger.warning("%d records were kept in part:\n%s", len(report.in_part), summarize(report.in_part))
+    if not any(usable):
+        raise UserError(f"no {kind} record of {', '.join(files)} fits max_length")
+    if not all(usable):
+        dataset = dataset.select([i for i, use in enumerate(usable) if use])
+    logger.info("%s: %d rows from %s", stage, len(dataset), ", ".join(files))
+    return dataset.remove_columns(["tokens", "usable"]), report
+
+
+def _tokenize(
+    records: Sequence[Record],
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    overlong: str,
+) -> Dataset:
+    """A row for each record, with what is too long cut or dropped if `overlong` says so.
+
+    Beside the columns that are trained on: `tokens`, the length before that; and `usable`, false where nothing is left
+    to learn from.
+    """
+    limit = sys.maxsize if max_length is None or overlong == "error" else max_length
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for start in range(0, len(records), BATCH):
+            batch: Any = records[start : start + BATCH]
+            yield from _ROWS[stage](tokenizer, batch, limit, overlong == "truncate")
+
+    key = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):  # all that makes a row of a record
+        key.update(file.read_bytes())
+    state = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map
+    for part in (stage, limit, overlong, state, *records):
+        key.update(repr(part).encode("utf-8", "surrogatepass"))
+    return Dataset.from_generator(rows, fingerprint=key.hexdigest()[:32])
+
+
+def _sft_rows(
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Dialogue], limit: int, cut: bool
+) -> Iterator[dict[str, Any]]:
+    for ids, labels in encode_dialogues(tokenizer, [record.messages for record in batch]):
+        tokens = len(ids)
+        if cut:
+            ids, labels = ids[:limit], labels[:limit]
+        usable = len(ids) <= limit and any(label != IGNORED for label in labels)
+        yield {"input_ids": ids, "labels": labels, "tokens": tokens, "usable": usable}
+
+
+def _ranking_rows(
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Ranking], limit: int, cut: bool
+) -> Iterator[dict[str, Any]]:
+    ranked = [[(rank, r.completions[i]) for rank, tier in enumerate(r.tiers) for i in tier] for r in batch]
+    turns = [conversation(r.prompt, text) for r, answers in zip(batch, ranked, strict=True) for _, text in answers]
+    encoded = iter(encode_dialogues(tokenizer, turns))
+    for answers in ranked:
+        completions = [(rank, next(encoded)[0]) for rank, _ in answers]
+        tokens = max(len(ids) for _, ids in completions)
+        if cut and tokens > limit:  # what a cut has made equal is kept once, with the best rank
+            alike = {tuple(ids[:limit]): rank for rank, ids in reversed(completions)}
+            completions = [(rank, list(ids)) for ids, rank in reversed(alike.items())]
+        kept = [(rank, ids) for rank, ids in completions if len(ids) <= limit]
+        ranks = sorted({rank for rank, _ in kept})
+        yield {
+            "completion_ids": [ids for _, ids in kept],
+            "ranks": [ranks.index(rank) for rank, _ in kept],
+            "length": max((len(ids) for _, ids in kept), default=0),
+            "tokens": tokens,
+            "usable": len(ranks) > 1,
+        }
+
+
+def _prompt_rows(
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Prompt], limit: int, cut: bool
+) -> Iterator[dict[str, Any]]:
+    for record, ids in zip(batch, encode_prompts(tokenizer, [record.prompt for record in batch]), strict=True):
+        tokens = len(ids)
+        if cut and tokens > limit:
+            ids = shorten_prompt(tokenizer, record.prompt, limit)
+        yield {"input_ids": ids, "tokens": tokens, "usable": 0 < len(ids) <= limit}
+
+
+_ROWS: dict[Stage, Any] = {"sft": _sft_rows, "reward": _ranking_rows, "ppo": _prompt_rows}

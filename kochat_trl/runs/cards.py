@@ -1,0 +1,69 @@
+"""Model cards: what an output was made of, what came out, and how to load it."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from kochat_trl.models.loading import base_of_adapter, is_adapter
+from kochat_trl.settings.parse import Arguments
+
+LICENCES = {"skt/kogpt2-base-v2": "cc-by-nc-sa-4.0"}  # of the bases that KoChatGPT uses, by the Hub's names for them
+MADE_OF, LOAD = "## Made of", "## Load"
+
+
+def model_card(output_dir: Path, args: Arguments, metrics: dict[str, Any], hashes: dict[str, str]) -> str:
+    """A model card: base and its licence, data with hashes (SHA-256), settings, results, and how to load it."""
+    stage = type(args.training).__name__.removesuffix("Config")
+    adapter = is_adapter(str(output_dir))
+    before = args.training.sft_model_path if stage == "PPO" else str(args.model.model_name_or_path)
+    base = base_of_adapter(str(output_dir))[0] if adapter else before
+    load = f"python scripts/merge_lora.py --adapter {output_dir} --output FOLDER"
+    if not adapter:
+        auto_class = "AutoModelForSequenceClassification" if stage == "Reward" else "AutoModelForCausalLM"
+        load = f'{auto_class}.from_pretrained("{output_dir}")'
+    data = [f"- reward model `{args.training.reward_model_path}`"] if stage == "PPO" else []
+    for file in args.recipe.train_files:
+        data.append(f"- `{file}`, SHA-256 `{hashes.get(file, 'unknown: it is no local file')}`")
+    defaults = {f.name: f.default for part in (args.training, args.model, args.recipe) for f in fields(part)}
+    settings = [
+        f"| {key} | {value} |"
+        for key, value in sorted(args.resolved.items())
+        if value is not None and value != defaults.get(key) and not key.endswith(("_files", "_path", "_dir"))
+    ]
+    results = [f"| {key} | {value:.4g} |" for key, value in metrics.items() if isinstance(value, float)]
+    parts = [
+        _card_head(output_dir.name, base, "peft" if adapter else "transformers", stage.lower()),
+        f"{stage} {'LoRA adapter' if adapter else 'model'}, trained by kochat_trl from `{before}`. {_licence(base)}",
+        "\n".join([MADE_OF, "", *data]),
+        "\n".join(["| setting | |", "| --- | --- |", *settings]),
+        "\n".join(["| result | |", "| --- | --- |", *results]),
+        "Every value in force is in `resolved.yaml`, the history in `metrics.json`, versions in `environment.json`.",
+        f"{LOAD}\n\n```\n{load}\n```\n",
+    ]
+    return "\n\n".join(parts)
+
+
+def merged_card(output_dir: Path, adapter: str, base: str, auto_class: str) -> str:
+    """The card of an adapter merged into its base: what the adapter's own card says, and how to load the model."""
+    card = Path(adapter) / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    made_of = text[text.index(MADE_OF) : text.index(LOAD)].strip() if MADE_OF in text and LOAD in text else ""
+    parts = [
+        _card_head(output_dir.name, base, "transformers", "merged"),
+        f"The LoRA adapter `{adapter}` merged into its base, `{base}`. {_licence(base)}",
+        *([made_of] if made_of else []),
+        f'{LOAD}\n\n```\n{auto_class}.from_pretrained("{output_dir}")\n```\n',
+    ]
+    return "\n\n".join(parts)
+
+
+def _card_head(name: str, base: str, library: str, tag: str) -> str:
+    licence = f"license: {LICENCES[base]}\n" if base in LICENCES else ""
+    named = "" if Path(base).is_dir() else f"base_model: {base}\n"  # the Hub's name for it
+    head = f"library_name: {library}\n{named}{licence}language: ko\ntags: [kochat_trl, trl, {tag}]"
+    return f"---\n{head}\n---\n\n# {name}"
+
+
+def _licence(base: str) -> str:
+    known = f"The base's licence, {LICENCES[base]}," if base in LICENCES else "The licence of the base"
+    return f"{known} and that of the data hold for this model too."

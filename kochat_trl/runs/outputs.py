@@ -1,0 +1,131 @@
+"""What a run leaves behind, and the checks before it starts.
+
+`<output_dir>/` holds the adapter or model (safetensors), the tokenizer with its template, `resolved.yaml` (every
+value in force, a `--config` again), `metrics.json`, `environment.json`, a model card, and `data_report.txt`
+where records were left out or cut.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from kochat_trl.errors import UserError
+from kochat_trl.files import check_output_dir, set_aside
+from kochat_trl.rows.rows import DataReport
+from kochat_trl.runs.cards import model_card
+from kochat_trl.settings.keys import Stage
+from kochat_trl.settings.parse import Arguments, parse_arguments
+
+import torch
+import yaml
+from accelerate import PartialState
+from rich.console import Console
+from rich.logging import RichHandler
+from transformers import PreTrainedTokenizerBase, Trainer, set_seed
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
+logger = logging.getLogger(__name__)
+
+
+def start_run(stage: Stage, default_config: str) -> Arguments:
+    """Parse the command line, set up logging and the seed, and refuse an output folder that is in use."""
+    args = parse_arguments(stage, default_config, sys.argv[1:])
+    state = PartialState(cpu=args.training.use_cpu)
+    width = None if sys.stderr.isatty() else 200  # rich takes a log file for 80 columns wide
+    handler = RichHandler(
+        console=Console(stderr=True, width=width),
+        show_time=False,
+        show_path=False,
+        show_level=False,
+    )
+    level = logging.INFO if state.is_main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+    output_dir = Path(args.training.output_dir)
+    checkpoint = args.training.resume_from_checkpoint
+    if checkpoint is not None and not Path(checkpoint).is_dir():
+        raise UserError(f"there is no checkpoint {checkpoint}; give a folder such as {output_dir}/checkpoint-100")
+    if checkpoint is None and not args.recipe.overwrite_output_dir:
+        check_output_dir(output_dir)
+    state.wait_for_everyone()  # no process may write before all have looked
+    if checkpoint is None and args.recipe.overwrite_output_dir and state.is_main_process:
+        set_aside(output_dir)
+    state.wait_for_everyone()
+    set_seed(args.training.seed)
+    return args
+
+
+def finish_run(
+    trainer: Trainer,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    args: Arguments,
+    metrics: dict[str, Any],
+    data_report: DataReport,
+    next_step: str,
+) -> None:
+    """Save everything that a run leaves behind (on the first process only), and say where it is."""
+    state = PartialState()
+    if state.is_main_process:
+        output_dir = Path(args.training.output_dir)
+        model.save_pretrained(output_dir)
+        tokenizer.save_pretrained(output_dir)
+        _write_yaml(output_dir / "resolved.yaml", args.resolved)
+        _write_json(output_dir / "metrics.json", metrics | {"history": trainer.state.log_history})
+        made_in = environment(args)
+        _write_json(output_dir / "environment.json", made_in)
+        card = model_card(output_dir, args, metrics, made_in["data_sha256"])
+        (output_dir / "README.md").write_text(card, encoding="utf-8")
+        if lines := str(data_report):
+            (output_dir / "data_report.txt").write_text(lines, encoding="utf-8")
+            logger.info("The records that were left out or cut are listed in %s/data_report.txt", output_dir)
+        shown = {key: round(value, 4) for key, value in metrics.items() if isinstance(value, float)}
+        logger.info("%s", shown)
+        logger.info("Written to %s. Next: %s", output_dir, next_step)
+    state.wait_for_everyone()
+
+
+def environment(args: Arguments) -> dict[str, Any]:
+    """What it takes to run this again: command, versions, commit, hardware, seed and hashes of the data."""
+    state = PartialState()
+    gpu = state.device.type == "cuda"
+    files = [*args.recipe.train_files, *args.recipe.eval_files]
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name(state.device) if gpu else platform.processor() or "cpu",
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated(state.device) if gpu else None,
+        "world_size": state.num_processes,
+        "backend": torch.distributed.get_backend() if state.use_distributed else None,
+        "seed": args.training.seed,
+        "data_sha256": {file: _sha256(file) for file in files if Path(file).is_file()},  # not of a dataset
+    }
+
+
+def _sha256(file: str) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _commit() -> str | None:
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # no git on this machine
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_yaml(path: Path, content: Any) -> None:
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")

@@ -1,0 +1,102 @@
+"""The keys that a config may have: this project's own, and which of the libraries' have no effect."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kochat_trl.data.rankings import Pairs, RankingOrder
+
+from trl import ModelConfig
+
+Stage = Literal["sft", "reward", "ppo"]
+
+# Keys of TRL's classes that have no effect in these recipes. Setting one is an error rather than a silence.
+UNUSED_KEYS = {
+    "bnb_4bit_quant_storage",
+    "chat_template_path",
+    "dataset_kwargs",
+    "eos_token",
+    "hub_model_id",
+    "hub_token",
+    "lora_modules_to_save",
+    "lora_target_parameters",
+    "lora_task_type",
+    "model_init_kwargs",
+    "pad_token",
+    "push_to_hub",
+    "trust_remote_code",
+}
+UNUSED_BY_PPO = {
+    "dataset_num_proc",
+    "ds3_gather_for_generation",
+    "max_steps",
+    "model_adapter_name",
+    "model_name_or_path",
+    "ref_adapter_name",
+}
+REWARD_ONLY = {"loss", "pairs", "rank_margins", "ranking_order"}
+LORA_SHAPE = {"lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora"}  # settled by SFT, for PPO
+UNUSED: dict[Stage, set[str]] = {
+    "sft": UNUSED_KEYS | REWARD_ONLY | {"max_prompt_length"},
+    "reward": UNUSED_KEYS | {"max_prompt_length"},
+    "ppo": UNUSED_KEYS | REWARD_ONLY | UNUSED_BY_PPO,
+}
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    """How records become rows."""
+
+    invalid_records: Literal["error", "skip"] = field(
+        default="error", metadata={"help": "Refuse a broken record, or leave it out and list it."}
+    )
+    overlong: Literal["error", "truncate", "drop"] = field(
+        default="error",
+        metadata={
+            "help": "A row of more than max_length tokens (PPO: a prompt of more than max_prompt_length): refuse it, "
+            "cut it (an answer at its end, a prompt at its start, inside the template) or leave it out. Either is "
+            "listed in data_report.txt."
+        },
+    )
+    ranking_order: RankingOrder = field(
+        default="best_first",
+        metadata={"help": "How `ranking` is read: indices, best first, or (KoChatGPT's trainer) ranks by index."},
+    )
+    pairs: Pairs = field(default="all", metadata={"help": "Which pairs of a ranking to train on."})
+    rank_margins: bool = field(
+        default=False, metadata={"help": "Reward: ask of a pair a margin of as many points as its ranks are apart."}
+    )
+
+
+@dataclass
+class ModelArguments(ModelConfig):
+    """TRL's ModelConfig, and one key of bitsandbytes that it lacks."""
+
+    llm_int8_threshold: float = field(
+        default=6.0,
+        metadata={
+            "help": "int8: activation columns with an outlier above this are computed in float. They are picked over "
+            "the whole batch, so a row depends on its neighbours; 0 turns it off."
+        },
+    )
+
+
+@dataclass(kw_only=True)
+class RecipeArguments(DataArguments):
+    """The keys of this project."""
+
+    train_files: list[str] = field(metadata={"help": "Data files to train on."})
+    eval_files: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Held-out data files, in the shapes of train_files."},
+    )
+    loss: Literal["pairwise", "listwise", "all_pairs"] = field(
+        default="pairwise",
+        metadata={
+            "help": "Reward: the mean over all pairs of a batch; the Plackett–Luce likelihood of each ranking; or the "
+            "mean over the pairs of a ranking, then over rankings (InstructGPT)."
+        },
+    )
+    max_prompt_length: int | None = field(default=None, metadata={"help": "PPO: longest templated prompt, in tokens."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Rename an output_dir that is not empty, and write a new one."}
+    )

@@ -1,0 +1,295 @@
+"""Decoding strategies against plain loops, and what a chat remembers."""
+
+import io
+import json
+import sys
+
+from kochat_trl.desk.answers.generate import (
+    PLAIN,
+    PRESETS,
+    Answer,
+    Chat,
+    compare_decoding,
+    decoding,
+    generate_answers,
+    mean_logprob,
+)
+from kochat_trl.desk.answers.likeness import distinct
+from kochat_trl.errors import UserError
+from kochat_trl.reward.score import load_scorer, score_ids
+from kochat_trl.rows.encode import encode_prompt, encode_prompts, render
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+PROMPTS = ["반가워요", "일본의 수도는 어디인가요? 그리고 중국의 수도도 알려 주세요.", "네", "반가워요"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base):
+    return AutoModelForCausalLM.from_pretrained(tiny_base).eval()
+
+
+def greedy_loop(model, tokenizer, prompt, limit):
+    """One prompt at a time, without cache, padding or generate()."""
+    ids = encode_prompt(tokenizer, prompt)
+    found = []
+    for _ in range(limit):
+        with torch.no_grad():
+            token = model(input_ids=torch.tensor([ids + found])).logits[0, -1].argmax().item()
+        found.append(token)
+        if token == tokenizer.eos_token_id:
+            break
+    return tuple(found)
+
+
+def said(printed):
+    """What a command printed, but for the progress bars of loading."""
+    return "\n".join(line for line in printed.splitlines() if "Loading weights" not in line)
+
+
+# --- Settings
+
+
+def test_presets():
+    assert set(PRESETS) == {"greedy", "sample", "beam", "top_k", "top_p", "course"}
+    for name, fields in PRESETS.items():
+        assert set(fields) <= set(PLAIN)
+        assert decoding(name) == PLAIN | fields
+    assert decoding("course") == PLAIN | {
+        "do_sample": True, "top_k": 50, "num_beams": 4, "repetition_penalty": 2.0, "no_repeat_ngram_size": 4,
+        "early_stopping": True,
+    }  # fmt: skip
+
+
+def test_overrides_are_read_as_yaml():
+    assert decoding("sample", ["temperature=2", "repetition_penalty=3"])["repetition_penalty"] == 3.0
+    assert isinstance(decoding("sample", ["temperature=2"])["temperature"], float)
+    words = ["temperature=0.7", "top_k=20", "do_sample=true", "max_new_tokens=5", "bad_words_ids=[[3]]"]
+    found = decoding("beam", words)
+    assert found == decoding("beam") | {
+        "temperature": 0.7, "top_k": 20, "do_sample": True, "max_new_tokens": 5, "bad_words_ids": [[3]]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("preset", "words", "message"),
+    [
+        ("nucleus", [], "there are greedy, sample"),
+        ("greedy", ["temperatur=1"], "Did you mean 'temperature'"),
+        ("greedy", ["temperature"], "expected FIELD=VALUE"),
+        ("greedy", ["num_return_sequences=2"], "no 'num_return_sequences' here"),
+        ("greedy", ["_commit_hash=2"], "no '_commit_hash' here"),
+        ("greedy", ["stop_strings=a"], "no 'stop_strings' here"),
+        ("greedy", ["max_new_tokens=-1"], "max_new_tokens: found -1, expected 1 or more"),
+        ("greedy", ["max_new_tokens=null"], "max_new_tokens: found None"),
+    ],
+)
+def test_what_is_no_setting(preset, words, message):
+    with pytest.raises(UserError, match=message):
+        decoding(preset, words)
+
+
+def test_a_value_that_transformers_refuses(model, tiny_tokenizer):
+    with pytest.raises(UserError, match="--set"):
+        generate_answers(model, tiny_tokenizer, ["네"], decoding("sample", ["temperature=0"]))
+    assert model.generation_config.temperature != 0
+
+
+# --- Answers
+
+
+def test_greedy_equals_a_loop(model, tiny_tokenizer):
+    answers = generate_answers(model, tiny_tokenizer, PROMPTS, decoding("greedy", ["max_new_tokens=12"]), batch_size=2)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        assert answer.ids == greedy_loop(model, tiny_tokenizer, prompt, 12)
+        assert answer.ended == (answer.ids[-1] == tiny_tokenizer.eos_token_id)
+        assert answer.text == tiny_tokenizer.decode(answer.ids, skip_special_tokens=True).strip()
+    assert answers[0] == answers[3] != answers[1]
+
+
+@pytest.mark.parametrize("preset", ["beam", "course", "top_k", "top_p", "sample"])
+def test_a_preset_is_what_generate_makes_of_its_fields(model, tiny_tokenizer, preset):
+    answer = generate_answers(model, tiny_tokenizer, PROMPTS[:1], decoding(preset, ["max_new_tokens=8"]), seed=3)[0]
+    ids = torch.tensor([encode_prompt(tiny_tokenizer, PROMPTS[0])])
+    torch.manual_seed(3)
+    expected = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8,
+        **{"top_k": 0, **PRESETS[preset]}, pad_token_id=tiny_tokenizer.pad_token_id,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+    )  # fmt: skip
+    found = expected[0, ids.shape[1] :].tolist()
+    assert list(answer.ids) == found[: len(answer.ids)]
+    assert set(found[len(answer.ids) :]) <= {tiny_tokenizer.pad_token_id, tiny_tokenizer.eos_token_id}
+
+
+def test_nothing_leaks_from_a_saved_generation_config(tiny_base, model, tiny_tokenizer):
+    bent = AutoModelForCausalLM.from_pretrained(tiny_base)
+    bent.generation_config = GenerationConfig(
+        do_sample=True, temperature=5.0, top_k=3, repetition_penalty=9.0, no_repeat_ngram_size=1, min_new_tokens=12,
+        num_beams=3, max_new_tokens=3, bad_words_ids=[[i] for i in range(50, 500)],
+    )  # fmt: skip
+    own = bent.generation_config
+    settings = decoding("greedy", ["max_new_tokens=12"])
+    plain = generate_answers(model, tiny_tokenizer, PROMPTS, settings)
+    assert generate_answers(bent, tiny_tokenizer, PROMPTS, settings) == plain
+    adapted = get_peft_model(bent, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    assert generate_answers(adapted, tiny_tokenizer, PROMPTS, settings) == plain
+    assert bent.generation_config is own
+
+
+def test_seeds(model, tiny_tokenizer):
+    settings = decoding("sample", ["max_new_tokens=12"])
+    one, again, other = (generate_answers(model, tiny_tokenizer, PROMPTS, settings, seed=s) for s in (0, 0, 1))
+    assert one == again != other
+    assert one[0] != one[3]  # the same prompt, drawn twice
+
+
+def test_no_room_for_an_answer(model, tiny_tokenizer):
+    positions = model.config.max_position_embeddings
+    with pytest.raises(UserError, match=f"answer of up to {positions} don't fit the model's {positions}"):
+        generate_answers(model, tiny_tokenizer, PROMPTS, decoding("greedy", [f"max_new_tokens={positions}"]))
+
+
+def test_no_prompts(model, tiny_tokenizer):
+    assert generate_answers(model, tiny_tokenizer, [], decoding("greedy")) == []
+
+
+# --- What is said of them
+
+
+def test_mean_logprob(model, tiny_tokenizer):
+    ids = encode_prompt(tiny_tokenizer, PROMPTS[1])
+    answer = Answer("", (7, 9, 300, tiny_tokenizer.eos_token_id), True)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*ids, *answer.ids]])).logits[0].double()
+    expected = 0.0
+    for i, token in enumerate(answer.ids):
+        row = logits[len(ids) - 1 + i]
+        expected += (row[token] - row.exp().sum().log()).item() / 4
+    assert mean_logprob(model, ids, answer) == pytest.approx(expected, abs=1e-5)
+
+
+def test_comparison(model, tiny_tokenizer, tiny_reward):
+    strategies = {name: decoding(name, ["max_new_tokens=6"]) for name in ("greedy", "beam")}
+    scorer = load_scorer(tiny_reward, "float32", tiny_tokenizer)
+    rows = compare_decoding(model, tiny_tokenizer, PROMPTS[:2], strategies, 0, scorer)
+    assert [(row["prompt"], row["decoding"]) for row in rows] == [
+        (prompt, name) for prompt in PROMPTS[:2] for name in ("greedy", "beam")
+    ]
+    answers = {name: generate_answers(model, tiny_tokenizer, PROMPTS[:2], s) for name, s in strategies.items()}
+    for i, prompt in enumerate(PROMPTS[:2]):
+        for j, name in enumerate(strategies):
+            row, answer = rows[2 * i + j], answers[name][i]
+            ids = encode_prompts(tiny_tokenizer, [prompt])[0]
+            assert (row["completion"], row["ended"], row["tokens"]) == (answer.text, answer.ended, len(answer.ids))
+            assert row["logprob"] == mean_logprob(model, ids, answer)
+            assert row["distinct_2"] == distinct([answer.ids], 2)
+            assert row["score"] == pytest.approx(score_ids(scorer, tiny_tokenizer, [[*ids, *answer.ids]])[0])
+    assert "score" not in compare_decoding(model, tiny_tokenizer, PROMPTS[:1], strategies, 0)[0]
+
+
+# --- Chat
+
+
+@pytest.mark.parametrize("preset", ["greedy", "beam"])
+def test_a_chat_remembers(model, tiny_tokenizer, capsys, preset):
+    chat = Chat(model, tiny_tokenizer, decoding(preset, ["max_new_tokens=10"]))
+    first, _ = chat.say("반가워요")
+    assert capsys.readouterr().out.strip() == first
+    second, forgotten = chat.say("네")
+    assert forgotten == 0
+    turns = [("user", "반가워요"), ("assistant", first), ("user", "네"), ("assistant", second)]
+    assert [(m["role"], m["content"]) for m in chat.messages] == turns
+    text = render(tiny_tokenizer, chat.messages[:3], prompt=True)
+    ids = torch.tensor([tiny_tokenizer(text, add_special_tokens=False)["input_ids"]])
+    expected = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, **PRESETS[preset],
+        pad_token_id=tiny_tokenizer.pad_token_id, eos_token_id=tiny_tokenizer.eos_token_id,
+    )[0, ids.shape[1] :]  # fmt: skip
+    assert second == tiny_tokenizer.decode(expected, skip_special_tokens=True).strip()
+    chat.reset()
+    assert chat.say("반가워요") == (first, 0)
+
+
+def test_a_chat_forgets_the_oldest_first(model, tiny_tokenizer):
+    positions = model.config.max_position_embeddings
+    length = len(encode_prompt(tiny_tokenizer, "반가워요"))
+    chat = Chat(model, tiny_tokenizer, decoding("greedy", [f"max_new_tokens={positions - length - 4}"]))
+    for text in ("반가워요", "네"):
+        chat.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": "네"}]
+    assert chat.say("반가워요")[1] == 2
+    assert [m["content"] for m in chat.messages][:1] == ["반가워요"]
+    assert len(chat.messages) == 2
+    before = list(chat.messages)
+    with pytest.raises(UserError, match="don't fit"):
+        chat.say("반가워요 " * 50)
+    assert chat.messages == before
+
+
+def test_chat_command(kochat, tiny_base, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("반가워요\n\n/reset\n반가워요\n/exit\n네\n"))
+    code, printed = kochat("chat", tiny_base, "--decoding", "greedy", "--set", "max_new_tokens=6", "min_new_tokens=6")
+    assert code == 0, printed
+    heading, first, nothing, reset, again, end = said(printed).split("> ")
+    assert "/reset" in heading
+    assert first == again
+    assert first.strip()
+    assert (nothing, reset, end) == ("", "", "")
+
+
+def test_chat_says_what_does_not_fit_and_goes_on(kochat, tiny_base, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("반가워요 " * 300 + "\n네\n"))
+    code, printed = kochat("chat", tiny_base, "--decoding", "greedy", "--set", "max_new_tokens=6")
+    assert code == 0
+    assert "error: a prompt of" in printed
+    assert len(said(printed).split("> ")) == 4  # said, error, said, end
+
+
+def test_generate_command(kochat, tiny_base, model, tiny_tokenizer, write, tmp_path):
+    """One prompt is answered with the answer alone; a file of them in lines, or into a file."""
+    words = ["max_new_tokens=6", "min_new_tokens=6"]
+    settings = ("--set", *words)
+    expected = generate_answers(model, tiny_tokenizer, PROMPTS[:3], decoding("greedy", words))
+    code, printed = kochat("generate", tiny_base, "--prompt", PROMPTS[0], *settings)
+    assert (code, said(printed).strip()) == (0, expected[0].text)
+    assert expected[0].text
+    file = write("prompts.jsonl", json.dumps([{"prompt": prompt} for prompt in PROMPTS[:3]]))
+    code, printed = kochat("generate", tiny_base, "--file", file, *settings)
+    assert code == 0
+    for prompt, answer in zip(PROMPTS[:3], expected, strict=True):
+        assert f"{prompt}\n  → {answer.text}\n" in printed
+    output = tmp_path / "answers.jsonl"
+    assert kochat("generate", tiny_base, "--file", file, "--output", output, "--limit", 2, *settings)[0] == 0
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert rows == [
+        {"prompt": p, "completion": a.text, "ended": a.ended} for p, a in zip(PROMPTS[:2], expected[:2], strict=True)
+    ]
+
+
+def test_generate_compares_on_a_narrow_screen(kochat, tiny_base, tiny_reward):
+    words = (
+        "generate",
+        tiny_base,
+        "--prompt",
+        PROMPTS[0],
+        "--compare",
+        "greedy,beam,top_p",
+        "--set",
+        "max_new_tokens=6",
+    )
+    code, printed = kochat(*words, "--reward-model", tiny_reward, width=60)
+    assert code == 0, printed
+    assert max(map(len, said(printed).splitlines())) <= 60
+    assert all(word in printed for word in ("greedy", "beam", "top_p", "score"))
+
+
+def test_generate_refusals(kochat, tiny_base, tiny_reward):
+    code, printed = kochat("generate", tiny_base, "--prompt", "네", "--reward-model", tiny_reward)
+    assert code == 1
+    assert "kochat reward score" in printed
+    code, printed = kochat("generate", tiny_base, "--prompt", "네", "--compare", "greedy,bem")
+    assert code == 1
+    assert "there is no preset 'bem'" in printed

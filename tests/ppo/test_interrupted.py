@@ -1,0 +1,154 @@
+"""PPO runs that are stopped and killed, and runs on two processes: real processes, the real recipe."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from kochat_trl.models.loading import add_lora, load_causal_lm
+from kochat_trl.settings.keys import ModelArguments
+from tests.tiny import ROOT
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+KILLS = int(os.environ.get("KOCHAT_KILLS", "3"))
+UPDATES = 8
+WRITTEN = ["adapter_model.safetensors", "value/adapter_model.safetensors", "samples.jsonl"]
+
+
+@pytest.fixture(scope="module")
+def sft(tiny_base, tiny_tokenizer, tmp_path_factory) -> str:
+    """An SFT adapter, drawn at random."""
+    folder = str(tmp_path_factory.mktemp("sft"))
+    args = ModelArguments(use_peft=True, lora_r=4, dtype="float32")
+    model = add_lora(load_causal_lm(tiny_base, args, tiny_tokenizer), args)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(sft, tiny_reward, kochatgpt_files) -> list[str]:
+    values = {"config": "configs/tiny/ppo.yaml", "sft_model_path": sft, "reward_model_path": tiny_reward}
+    values |= {"train_files": kochatgpt_files["ppo"], "load_in_8bit": "false", "dtype": "float32"}
+    values |= {"per_device_train_batch_size": 4, "num_mini_batches": 2, "total_episodes": 4 * UPDATES}
+    values |= {"response_length": 8, "learning_rate": "5e-3", "lr_scheduler_type": "linear", "normalize_scores": "true"}
+    values |= {"kl_target": 0.5, "kl_horizon": 100, "save_strategy": "steps", "save_steps": 1}
+    return [str(word) for name, value in values.items() for word in (f"--{name}", value)]
+
+
+def start(arguments: list[str], output: Path, *more: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "recipes/ppo.py", *arguments, "--output_dir", str(output), *map(str, more)]
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=variables, **pipes)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, text
+    return text
+
+
+def last_checkpoint(output: Path) -> int:
+    return max((int(path.name[11:]) for path in output.glob("checkpoint-*") if path.name[11:].isdigit()), default=0)
+
+
+def wait_for(condition, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def unbroken(arguments, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("unbroken") / "ppo"
+    finish(start(arguments, output))
+    assert last_checkpoint(output) == UPDATES
+    return output
+
+
+def assert_same_files(output: Path, unbroken: Path) -> None:
+    for name in WRITTEN:
+        assert (output / name).read_bytes() == (unbroken / name).read_bytes(), name
+
+
+def test_sigterm_leaves_a_checkpoint_to_go_on_from(arguments, unbroken, tmp_path):
+    output = tmp_path / "ppo"
+    rarely = ["--save_steps", 1000]  # no checkpoint but the one of the signal
+    process = start(arguments, output, *rarely)
+    wait_for((output / "samples.jsonl").exists, process)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, text
+    step = last_checkpoint(output)
+    assert 0 < step < UPDATES
+    assert [path.name for path in output.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    assert f"--resume_from_checkpoint {output}/checkpoint-{step}" in " ".join(text.split())
+    assert not (output / WRITTEN[0]).exists()
+    finish(start(arguments, output, *rarely, "--resume_from_checkpoint", output / f"checkpoint-{step}"))
+    assert_same_files(output, unbroken)
+
+
+def test_killed_at_any_moment(arguments, unbroken, tmp_path):
+    rng = random.Random(0)
+    attempt, output, kills, resume = 0, tmp_path / "0", 0, []
+    while (process := start(arguments, output, *resume)) and kills < KILLS:
+        # In the rollout, the steps or the checkpoint of one of the next updates.
+        before, further = last_checkpoint(output), rng.randint(0, 2)
+        seen = (output / "samples.jsonl").stat().st_size if resume else 0
+
+        def going(output=output, before=before, further=further, seen=seen) -> bool:
+            file = output / "samples.jsonl"
+            return last_checkpoint(output) >= before + further and file.exists() and file.stat().st_size != seen
+
+        wait_for(going, process)
+        time.sleep(rng.uniform(0, 0.15))
+        process.kill()
+        text, _ = process.communicate(timeout=60)
+        if process.returncode != -signal.SIGKILL:  # it was done first
+            assert process.returncode == 0, text
+            break
+        kills += 1
+        if last := last_checkpoint(output):
+            resume = ["--resume_from_checkpoint", output / f"checkpoint-{last}"]
+        else:
+            attempt += 1
+            output, resume = tmp_path / str(attempt), []
+    if process.returncode is None:
+        finish(process)
+    assert kills > 0
+    assert_same_files(output, unbroken)
+    assert last_checkpoint(output) == UPDATES
+    assert not list(output.glob("*.unfinished"))
+
+
+def test_two_processes_learn_what_one_does(launch, arguments, sft, tiny_reward, tmp_path):
+    # Three small updates of SGD: Adam, or a step that clips many ratios, blows a rounding of the sums up, and a later
+    # update may then sample another token.
+    arguments = [*arguments, "--optim", "sgd", "--learning_rate", "0.005", "--max_grad_norm", "0"]
+    arguments += ["--total_episodes", "12", "--save_strategy", "no"]
+    finish(start(arguments, tmp_path / "one"))
+    more = ["--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "two"), "--use_cpu", "true"]
+    done = launch("ppo", *arguments, *more, processes=2)
+    assert done.code == 0, done.text
+    assert json.loads((tmp_path / "two/environment.json").read_text(encoding="utf-8"))["world_size"] == 2
+    for name, origin in {WRITTEN[0]: sft, WRITTEN[1]: tiny_reward}.items():
+        paths = Path(origin) / WRITTEN[0], tmp_path / "one" / name, tmp_path / "two" / name
+        begun, one, two = map(load_file, paths)
+        largest = max(float((one[key] - begun[key]).abs().max()) for key in begun)
+        assert largest > 1e-3
+        for key in begun:
+            assert float((two[key] - one[key]).abs().max()) <= 1e-3 * largest, key

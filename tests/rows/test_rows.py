@@ -1,0 +1,513 @@
+"""Files → records → tokenized rows."""
+
+import gzip
+import json
+import os
+import threading
+
+from kochat_trl.data.rankings import ranking_tiers, tier_pairs
+from kochat_trl.data.readers import file_format, read_records
+from kochat_trl.data.records import Dialogue, Prompt, Ranking, parse_preference, parse_prompt, parse_sft
+from kochat_trl.errors import UserError
+from kochat_trl.models.tokenizer import load_tokenizer
+from kochat_trl.rows.encode import (
+    IGNORED,
+    conversation,
+    encode_after,
+    encode_dialogue,
+    encode_prompt,
+    render,
+    shorten_prompt,
+)
+from kochat_trl.rows.rows import build_dataset, text_rows
+from kochat_trl.settings.keys import DataArguments
+
+import pytest
+
+DIALOGUES = """<<start conversation>>
+<사람>: 안녕
+<챗봇>: 반가워요.
+<사람>: 이름이 뭐야?
+<챗봇>: 저는 챗봇이에요.
+두 줄로 말해요.
+<<start conversation>>
+<사람>: 잘 가
+<챗봇>: 안녕히 가세요.
+"""
+
+
+def parsed(path, parse):
+    return [parse(raw) for raw in read_records(path)]
+
+
+def test_array_named_jsonl_and_json_lines_read_alike(write):
+    records = [{"prompt": "가", "completion": "나", "tokens": 3}, {"prompt": "다\n라", "completion": "마"}]
+    array = write("array.jsonl", "\ufeff" + json.dumps(records, indent=4))  # escaped, with a BOM
+    lines = write("lines.jsonl", "\n\n".join(json.dumps(r, ensure_ascii=False) for r in records) + "\r\n")
+    expected = [
+        Dialogue(({"role": "user", "content": "가"}, {"role": "assistant", "content": "나"})),
+        Dialogue(({"role": "user", "content": "다\n라"}, {"role": "assistant", "content": "마"})),
+    ]
+    assert parsed(array, parse_sft) == parsed(lines, parse_sft) == expected
+    assert [(r.source.index, r.source.line) for r in read_records(array)] == [(0, 2), (1, 7)]
+    assert [(r.source.index, r.source.line) for r in read_records(lines)] == [(0, 1), (1, 3)]
+    assert list(read_records(write("empty.json", "[ ]"))) == []
+
+
+def test_dialogues(write):
+    first, second = parsed(write("talk.jsonl", DIALOGUES), parse_sft)
+    assert [m["role"] for m in first.messages] == ["user", "assistant"] * 2
+    assert first.messages[3]["content"] == "저는 챗봇이에요.\n두 줄로 말해요."
+    assert second.messages[0]["content"] == "잘 가"
+
+
+def test_instruction_files(write):
+    path = write("a.jsonl", '{"instruction": "요약해", "input": "긴 글", "output": "짧은 글"}')
+    assert parsed(path, parse_sft)[0].messages[0]["content"] == "요약해\n\n긴 글"
+
+
+def test_ranking_is_best_first(write):
+    record = {"prompt": "가", "completion_0": "둘째", "completion_1": "셋째", "completion_2": "첫째"}
+    path = write("rm.jsonl", json.dumps([record | {"ranking": [2, 0, 1]}], ensure_ascii=False))
+    (ranking,) = parsed(path, parse_preference)
+    assert ranking == Ranking("가", ("둘째", "셋째", "첫째"), ((2,), (0,), (1,)))
+    assert ranking.pairs() == [(2, 0, 1), (2, 1, 2), (0, 1, 1)]
+    assert ranking.pairs("best_vs_rest") == [(2, 0, 1), (2, 1, 2)]
+    assert ranking.pairs("adjacent") == [(2, 0, 1), (0, 1, 1)]
+
+
+def test_ranking_as_kochatgpts_trainer_reads_it(write):
+    """`[2, 0, 1]` as ranks: completion 1 is the best, completion 0 the worst."""
+    record = {"prompt": "가", "completion_0": "셋째", "completion_1": "첫째", "completion_2": "둘째"}
+    path = write("rm.jsonl", json.dumps([record | {"ranking": [2, 0, 1]}], ensure_ascii=False))
+    (raw,) = read_records(path)
+    assert parse_preference(raw, "rank_of").tiers == ((1,), (2,), (0,))
+
+
+def test_ties_and_partial_rankings():
+    assert ranking_tiers([2, [0, 3]], 4) == ((2,), (0, 3))  # 1 is not ranked
+    assert ranking_tiers([1, None, 0, 1], 4, "rank_of") == ((2,), (0, 3))
+    assert tier_pairs(((2,), (0, 3))) == [(2, 0, 1), (2, 3, 1)]
+    assert ranking_tiers([7, 7, -3], 3, "rank_of") == ((2,), (0, 1))
+
+
+def test_the_real_rankings_prefer_the_answer_that_a_reader_would(shared):
+    """In the second record completion 1 is garbage, so it must lose both of its pairs."""
+    raw = list(read_records(shared / "data/kochatgpt/kochatgpt_2_RM.excerpt.jsonl"))[1]
+    garbage = raw.fields["completion_1"]
+    ranking = parse_preference(raw)
+    pairs = ranking.pairs()
+    assert [ranking.completions[worse] == garbage for _, worse, _ in pairs] == [False, True, True]
+    assert all(ranking.completions[better] != garbage for better, _, _ in pairs)
+
+
+BROKEN = [
+    (parse_sft, {"prompt": "가"}, "field 'completion': found None, expected a non-empty string"),
+    (parse_sft, {"prompt": 3, "completion": "나"}, "field 'prompt': found 3"),
+    (parse_sft, {"text": "가"}, r"found \['text'\], expected prompt \+ completion, instruction"),
+    (parse_sft, "가", "found '가', expected a JSON object"),
+    (parse_sft, {"turns": 3}, r"found \['turns'\], expected prompt"),
+    (parse_sft, {"instruction": " ", "output": "나"}, "field 'instruction': found ' '"),
+    (parse_prompt, {"prompt": ""}, "field 'prompt': found ''"),
+    (parse_prompt, {"question": "가"}, "field 'prompt'"),
+    (parse_preference, {"prompt": "가", "chosen": "나"}, "field 'rejected': found None"),
+    (parse_preference, {"prompt": "가", "chosen": "나", "rejected": "나"}, "a text that differs from 'chosen'"),
+    (parse_preference, {"prompt": "가", "completion_0": "나"}, "expected prompt . chosen"),
+    (
+        parse_preference,
+        {"prompt": "가", "completion_0": "나", "ranking": [0]},
+        "expected completion_0 and completion_1",
+    ),
+    (
+        parse_preference,
+        {"prompt": "가", "completion_0": "나", "completion_2": "다", "ranking": [0, 1]},
+        "field 'completion_1': found None",
+    ),
+    (
+        parse_preference,
+        {"prompt": "가", "completion_0": "나", "completion_1": "다", "ranking": [[0, 1]]},
+        "field 'ranking': found .* expected at least one completion that is better",
+    ),
+    (parse_sft, {"prompt": "가\ud800", "completion": "나"}, "field 'prompt': .* expected text without half characters"),
+    (parse_sft, {"messages": [{"role": "user", "content": "가"}]}, "found 1 turns, expected an even number"),
+    (parse_sft, {"messages": ["가", "나"]}, "field 'messages': found .* expected a list of"),
+    *[
+        (
+            parse_preference,
+            {"prompt": "가", "completion_0": "나", "completion_1": "다", "ranking": ranking},
+            "field 'ranking': found .* expected indices from 0 to 1, best first, none twice",
+        )
+        for ranking in ([0, 0], [1, 2], "01", [True, False], [0, 1, 2], None, [0, []], [[[0]], 1], [0.0, 1])
+    ],
+    (
+        parse_preference,
+        {"prompt": "가", "completion_0": "나", "completion_1": "나", "ranking": [0, 1]},
+        "field 'completion_1': found '나', expected a text that no other completion has",
+    ),
+]
+
+
+@pytest.mark.parametrize(("parse", "record", "message"), BROKEN)
+def test_broken_record_says_where_and_what(write, parse, record, message):
+    good = {"prompt": "가", "completion": "나", "chosen": "다", "rejected": "라"}
+    path = write("data.jsonl", json.dumps([good, record], indent=1))
+    line = path + r", line 8 \(record 1\): "
+    with pytest.raises(UserError, match=line + ".*" + message):
+        parsed(path, parse)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"prompt": "가"},\n {"prompt" "나"}]', r"line 2 \(record 1\): broken JSON"),
+        ('[{"prompt": "가"}\n\n {"prompt": "나"}]', "line 3: found .* expected ',' or '\\]' after record 0"),
+        ('[{"prompt": "가"}', "expected ',' or '\\]' after record 0"),
+        ('[{"prompt": "가"}]\n[1]', "line 2: found '.1.' after the JSON array, expected nothing"),
+        ('{"prompt": "가"}\n{"prompt": }', r"line 2 \(record 1\): field .* broken JSON.*a JSON object in one line"),
+        ('{"prompt": "가", "prompt": "나"}', "field 'prompt' is there twice"),
+        ('[{"prompt": "가", "tokens": 1e999}]', r"line 1 \(record 0\): broken JSON: the number .1e999. is too large"),
+        ('[{"prompt": NaN}]', r"line 1 \(record 0\): broken JSON: NaN is not JSON"),
+        ('[{"prompt": ' + "9" * 5000 + "}]", r"line 1 \(record 0\): broken JSON: Exceeds the limit"),
+        ("[" * 100_000, r"line 1 \(record 0\): broken JSON: nested too deeply"),
+        ('"prompt": "가"}]', "line 1: found .*, expected a JSON array"),
+        ("<사람>: 가", "line 1: found .*, expected a JSON array"),
+        ("\n \n", "is empty"),
+        ("", "is empty"),
+        ("Q,A\r\n가,나,다\r\n", r"line 2 \(record 0\).*found 3 cells, expected 2 cells: Q,A"),
+        ('Q,A\n가,"나\n다\n', "line 2: a quote is opened here and not closed"),
+        ('Q,A\n가,"나"다\n', r"line 2 \(record 0\).*broken CSV"),
+        ("<<start conversation>>\n안녕", "line 2: found '안녕', expected '<사람>:' or '<챗봇>:'"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_broken_file_says_where_and_what(write, content, message):
+    with pytest.raises(UserError, match=message):
+        parsed(write("data.jsonl", content), parse_prompt)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("<<start conversation>>\n<사람>: 안녕", "found 1 turns, expected an even number"),
+        ("<<start conversation>>\n<챗봇>: 안녕\n<사람>: 응", "turn 0': found '<챗봇>', expected <사람>"),
+        ("<<start conversation>>\n<사람>:\n<챗봇>: 응", "turn 0': found '', expected a non-empty string"),
+        ("<<start conversation>>", "found 0 turns"),
+    ],
+)
+def test_broken_dialogue(write, content, message):
+    with pytest.raises(UserError, match=message):
+        parsed(write("data.jsonl", content), parse_sft)
+
+
+def test_missing_and_non_utf8_files(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere.jsonl: can't be read: No such file"):
+        list(read_records("nowhere.jsonl"))
+    (tmp_path / "euc.jsonl").write_bytes("[{'prompt': '안녕'}]".encode("euc-kr"))
+    with pytest.raises(UserError, match=r"line 1: not UTF-8 at byte 13 of the line. As CP949 it reads .*안녕.* iconv"):
+        list(read_records(tmp_path / "euc.jsonl"))
+    (tmp_path / "utf16.jsonl").write_text('[{"prompt": "안녕"}]', encoding="utf-16")
+    with pytest.raises(UserError, match="is UTF-16"):
+        list(read_records(tmp_path / "utf16.jsonl"))
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress('{"prompt": "안녕"}\n'.encode() * 99)[:-20])
+    with pytest.raises(UserError, match=r"cut.jsonl.gz, line \d+: can't be read on"):
+        list(read_records(tmp_path / "cut.jsonl.gz"))
+
+
+def test_formats_are_told_from_the_bytes(tmp_path):
+    lines = b'\xef\xbb\xbf{"prompt": "\xea\xb0\x80"}\r\n'
+    (tmp_path / "a.csv").write_bytes(gzip.compress(lines))
+    found = file_format(tmp_path / "a.csv")
+    assert (found.shape, found.bom, found.crlf, found.gzip) == ("lines", True, True, True)
+    assert parsed(tmp_path / "a.csv", parse_prompt) == [Prompt("가")]
+    (tmp_path / "b.json").write_text("\nQ,A,label\n", encoding="utf-8")
+    assert file_format(tmp_path / "b.json").shape == "csv"
+
+
+def test_csv_and_plain_text(write):
+    csv_file = write("chat.txt", 'Q,A,label\r\n"가, 나","다\r\n""라""",0\r\n')
+    (raw,) = read_records(csv_file)
+    assert raw.fields == {"Q": "가, 나", "A": '다\r\n"라"', "label": "0"}
+    assert parse_sft(raw) == Dialogue(conversation("가, 나", '다\r\n"라"'))
+    assert parse_prompt(raw) == Prompt("가, 나")
+    text = write("seed.jsonl", "가\n\n나, 다\n")
+    assert [raw.fields["prompt"] for raw in read_records(text)] == ["가", "", "나, 다"]  # an empty line is a record
+
+
+def test_what_looks_like_another_shape(write):
+    """A prompt may begin with a bracket, and a CSV file may have a column of its own, or one column."""
+    prompts = [raw.fields for raw in read_records(write("a.txt", "[긴급] 도와줘\n[안내] 뭐야\n"))]
+    assert prompts == [{"prompt": "[긴급] 도와줘"}, {"prompt": "[안내] 뭐야"}]
+    rows = [raw.fields for raw in read_records(write("b.csv", 'id,prompt\n1,"가, 나"\n'))]
+    assert rows == [{"id": "1", "prompt": "가, 나"}]
+    assert parsed(write("c.csv", 'prompt\n"가, 나"\n'), parse_prompt) == [Prompt("가, 나")]
+    assert parsed(write("d.json", '[\n\n{"prompt": "가"}]'), parse_prompt) == [Prompt("가")]
+
+
+def test_a_pipe_is_read_to_its_end(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    lines = "".join(f"질문 {i}\n" for i in range(3000))
+    writer = threading.Thread(target=lambda: pipe.write_text(lines, encoding="utf-8"))
+    writer.start()
+    records = list(read_records(pipe))
+    writer.join()
+    assert [raw.fields["prompt"] for raw in records] == lines.split("\n")[:-1]
+    with pytest.raises(UserError, match="is a pipe"):
+        file_format(pipe)
+
+
+def test_a_dataset_of_the_hub_is_read_by_its_name(tmp_path, monkeypatch):
+    """From a folder of the Hub's layout, which is all that can be had without a network."""
+    folder = tmp_path / "owner/korean"
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_text('{"prompt": "가", "completion": "나"}\n{"prompt": "다"}\n', encoding="utf-8")
+    (folder / "test.jsonl").write_text('{"prompt": "라"}\n', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    rows = list(read_records("owner/korean"))
+    assert [row.fields for row in rows] == [{"prompt": "가", "completion": "나"}, {"prompt": "다"}]
+    assert str(rows[1].source) == "owner/korean, record 1"
+    assert parsed("owner/korean:test", parse_prompt) == [Prompt("라")]
+    with pytest.raises(UserError, match=r"owner/nothing: there is no such file, and `datasets` can't load it"):
+        list(read_records("owner/nothing"))
+
+
+def test_broken_records_are_refused_or_listed(write, tiny_tokenizer):
+    records = [{"prompt": "가나다"}] + [{"prompt": ""}] * 7
+    path = write("ppo.jsonl", json.dumps(records))
+    with pytest.raises(
+        UserError,
+        match=r"7 of 8 records can't be used:\n(.*\n){3} +... and 4 more .* 7 in all\n.*invalid_records: skip",
+    ):
+        build_dataset([path], "ppo", tiny_tokenizer)
+    skip = DataArguments(invalid_records="skip")
+    dataset, report = build_dataset([path], "ppo", tiny_tokenizer, options=skip)
+    assert (len(dataset), len(report.left_out)) == (1, 7)
+    assert str(report).splitlines()[6].startswith(f"left out: {path}, line 1 (record 7): field 'prompt'")
+    with pytest.raises(UserError, match="no prompt record in"):
+        build_dataset([write("b.jsonl", '[{"prompt": ""}]')], "ppo", tiny_tokenizer, options=skip)
+
+
+def test_a_row_that_is_too_long_is_refused_unless_asked_for(write, tiny_tokenizer):
+    path = write(
+        "sft.jsonl", json.dumps([{"prompt": "가", "completion": "나"}, {"prompt": "가", "completion": "나 " * 50}])
+    )
+    rows = [encode_dialogue(tiny_tokenizer, conversation("가", text)) for text in ("나", "나 " * 50)]
+    assert len(rows[0][0]) < 40 < len(rows[1][0])
+    message = rf"1 of 2 records .*\n.*record 1\).*found {len(rows[1][0])} tokens, expected at most 40 tokens"
+    with pytest.raises(UserError, match=message + r"\n.*`overlong: drop`"):
+        build_dataset([path], "sft", tiny_tokenizer, max_length=40)
+
+    dataset, report = build_dataset([path], "sft", tiny_tokenizer, 40, DataArguments(overlong="drop"))
+    assert (dataset["input_ids"][:], dataset["labels"][:]) == ([rows[0][0]], [rows[0][1]])
+    assert [error.source.index for error in report.left_out] == [1]
+
+    dataset, report = build_dataset([path], "sft", tiny_tokenizer, 40, DataArguments(overlong="truncate"))
+    assert dataset["input_ids"][:] == [rows[0][0], rows[1][0][:40]]
+    assert dataset["labels"][:] == [rows[0][1], rows[1][1][:40]]
+    assert ([error.source.index for error in report.in_part], report.left_out) == ([1], [])
+    assert str(report).startswith(f"kept in part: {path}, line 1 (record 1)")
+
+
+def test_a_cut_that_leaves_nothing_to_learn_is_left_out(write, tiny_tokenizer):
+    sft = [{"prompt": "가 " * 50, "completion": "나"}, {"prompt": "가", "completion": "나"}]
+    rankings = [{"prompt": "가", "chosen": "나 " * 50 + "다", "rejected": "나 " * 50}]
+    rankings += [{"prompt": "가", "chosen": "다", "rejected": "나 " * 50}]
+    truncate = DataArguments(overlong="truncate")
+    for stage, records in (("sft", sft), ("reward", rankings)):
+        path = write(f"{stage}.jsonl", json.dumps(records))
+        dataset, report = build_dataset([path], stage, tiny_tokenizer, 40, truncate)
+        assert len(dataset) == 1
+        assert [error.source.index for error in report.left_out] == [0]
+    assert [error.source.index for error in report.in_part] == [1]  # its rejected answer is long, its chosen one is not
+    short = len(encode_dialogue(tiny_tokenizer, conversation("가", "다"))[0])
+    assert [len(ids) for ids in dataset["completion_ids"][0]] == [short, 40]
+    assert (dataset["ranks"][0], dataset["length"][0]) == ([0, 1], 40)
+
+
+def test_a_ranking_keeps_the_completions_that_fit(write, tiny_tokenizer):
+    completions = {"completion_0": "나", "completion_1": "다 " * 50, "completion_2": "라"}
+    path = write("rm.jsonl", json.dumps([{"prompt": "가", **completions, "ranking": [1, 0, 2]}]))
+    dataset, report = build_dataset([path], "reward", tiny_tokenizer, 40, DataArguments(overlong="drop"))
+    ids = [encode_dialogue(tiny_tokenizer, conversation("가", text))[0] for text in ("나", "라")]
+    assert dataset[:] == {"completion_ids": [ids], "ranks": [[0, 1]], "length": [max(map(len, ids))]}
+    assert str(report).startswith(f"kept in part: {path}, line 1 (record 0)")
+
+
+def test_only_ranked_completions_count_and_equal_tokens_are_kept(write, shared):
+    """kogpt2 reads NFKC, so two texts can have the same ids. Such a pair teaches nothing; it is not lost in silence."""
+    tokenizer = load_tokenizer(str(shared / "kogpt2-tokenizer"))
+    records = [
+        {"prompt": "가", "chosen": "네! 좋아요", "rejected": "네！ 좋아요"},
+        {"prompt": "가", "completion_0": "나", "completion_1": "다", "completion_2": "라 " * 60, "ranking": [0, 1]},
+    ]
+    dataset, report = build_dataset([write("rm.jsonl", json.dumps(records))], "reward", tokenizer, 40)
+    assert (len(dataset), str(report)) == (2, "")
+    first = dataset["completion_ids"][0]
+    assert first[0] == first[1]
+
+
+def test_a_template_that_rewrites_is_refused(tiny_tokenizer, monkeypatch):
+    """One that puts something between prompt and answer would shift every answer that is taken out of its text."""
+    thinking = tiny_tokenizer.chat_template + "{% if add_generation_prompt %}<think></think>{% endif %}"
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", thinking)
+    for use in (
+        lambda: list(text_rows(Dialogue(conversation("가", "나")), 0, DataArguments(), tiny_tokenizer)),
+        lambda: encode_dialogue(tiny_tokenizer, conversation("가", "나")),
+    ):
+        with pytest.raises(UserError, match="the chat template rewrites"):
+            use()
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", "{{ messages[0]['content'] | upper }}")
+    with pytest.raises(UserError, match="the chat template changes prompts"):
+        shorten_prompt(tiny_tokenizer, "abc " * 9, 5)
+
+
+def test_a_prompt_is_cut_at_its_start_inside_the_template(write, tiny_tokenizer):
+    prompt = "대한민국의 수도는 어디인가요? 하나 더하기 둘은 얼마예요? 강아지는 어떻게 울어요? " * 6
+    prompt = prompt.strip()
+    path = write("ppo.jsonl", json.dumps([{"prompt": prompt}, {"prompt": "가"}]))
+    dataset, report = build_dataset([path], "ppo", tiny_tokenizer, 60, DataArguments(overlong="truncate"))
+    text = tiny_tokenizer.decode(dataset["input_ids"][0])
+    head, tail = render(tiny_tokenizer, [{"role": "user", "content": "|"}], prompt=True).split("|")
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    kept = text.removeprefix(head).removesuffix(tail)
+    assert prompt.endswith(kept)
+    assert len(dataset["input_ids"][0]) == 60
+    assert len(report.in_part) == 1
+    with pytest.raises(UserError, match=r"no prompt record of .* fits max_length"):
+        build_dataset([path], "ppo", tiny_tokenizer, 5, DataArguments(overlong="truncate"))
+
+
+def test_a_ranking_is_one_row(write, tiny_tokenizer):
+    """Whole, so that no two of its pairs can be in different sets; unranked completions are left out."""
+    completions = {f"completion_{i}": text for i, text in enumerate("나다라")}
+    records = [
+        {"prompt": "가", "chosen": "나", "rejected": "다"},
+        {"prompt": "가", **completions, "ranking": [0, 2, 1]},
+        {"prompt": "가", **completions, "ranking": [2, [0, 1]]},
+        {"prompt": "가", **completions, "ranking": [2, 0]},
+    ]
+    path = write("rm.jsonl", json.dumps(records))
+    dataset, _ = build_dataset([path], "reward", tiny_tokenizer)
+    ids = {text: encode_dialogue(tiny_tokenizer, conversation("가", text))[0] for text in "나다라"}
+    assert dataset["completion_ids"][:] == [
+        [ids[text] for text in order] for order in ("나다", "나라다", "라나다", "라나")
+    ]
+    assert dataset["ranks"][:] == [[0, 1], [0, 1, 2], [0, 1, 1], [0, 1]]
+    upside_down = DataArguments(ranking_order="rank_of")
+    path = write("one.jsonl", json.dumps([{"prompt": "가", **completions, "ranking": [1, 2, 0]}]))
+    dataset, _ = build_dataset([path], "reward", tiny_tokenizer, options=upside_down)
+    assert dataset["completion_ids"][:] == [[ids[text] for text in "라나다"]]
+
+
+def test_tokenized_rows_are_cached_until_something_changes(write, tiny_tokenizer, monkeypatch):
+    calls = []
+
+    def spy(tokenizer, prompts):
+        calls.append(len(prompts))
+        return [[1, 2, len(prompt)] for prompt in prompts]
+
+    monkeypatch.setattr("kochat_trl.rows.rows.encode_prompts", spy)
+    path = write("ppo.jsonl", '[{"prompt": "캐시 하나"}, {"prompt": "캐시 둘입니다"}]')
+    first, _ = build_dataset([path], "ppo", tiny_tokenizer)
+    again, _ = build_dataset([path], "ppo", tiny_tokenizer)
+    assert first[:] == again[:] == {"input_ids": [[1, 2, 5], [1, 2, 7]]}
+    assert calls == [2]
+    build_dataset([write("ppo.jsonl", '[{"prompt": "캐시 셋"}]')], "ppo", tiny_tokenizer)
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", tiny_tokenizer.chat_template + " ")
+    build_dataset([path], "ppo", tiny_tokenizer)
+    assert calls == [2, 1, 1]
+
+
+def test_text_rows_are_trls_formats(tiny_tokenizer):
+    options = DataArguments(rank_margins=True)
+    ranking = Ranking("가", ("나", "다"), ((1,), (0,)))
+    chat = Dialogue((*conversation("가", "나"), *conversation("다", "라")))
+    assert list(text_rows(Prompt("가"), 0, options)) == [{"prompt": "가"}]
+    assert list(text_rows(Dialogue(conversation("가", "나")), 0, options)) == [{"prompt": "가", "completion": "나"}]
+    assert list(text_rows(chat, 0, options)) == [{"messages": list(chat.messages)}]
+    row = {"prompt": "가", "chosen": "다", "rejected": "나", "margin": 1.0, "group": 7}
+    assert list(text_rows(ranking, 7, options)) == [row]
+
+    prompt_text = "### Instruction(명령어):\n가\n\n### Response(응답):"
+    assert list(text_rows(Prompt("가"), 0, options, tiny_tokenizer)) == [{"prompt": prompt_text}]
+    assert list(text_rows(ranking, 7, options, tiny_tokenizer)) == [
+        {"prompt": prompt_text, "chosen": "다</s>", "rejected": "나</s>", "margin": 1.0, "group": 7}
+    ]
+    assert list(text_rows(Dialogue(conversation("가", "나")), 0, options, tiny_tokenizer)) == [
+        {"prompt": prompt_text, "completion": "나</s>"}
+    ]
+    assert list(text_rows(chat, 0, options, tiny_tokenizer)) == [{"text": render(tiny_tokenizer, chat.messages)}]
+
+
+def test_ids_do_not_fuse_across_the_boundary(shared):
+    """kogpt2 has a token for ':(': tokenizing the whole text would change the prompt's last token."""
+    tokenizer = load_tokenizer(str(shared / "kogpt2-tokenizer"))
+    prompt = encode_prompt(tokenizer, "뭐라고 썼어?")
+    turns = ({"role": "user", "content": "뭐라고 썼어?"}, {"role": "assistant", "content": "(웃음) 그냥요."})
+    assert tokenizer.encode(render(tokenizer, turns))[: len(prompt)] != prompt
+    ids, labels = encode_dialogue(tokenizer, turns)
+    assert ids[: len(prompt)] == prompt
+    assert tokenizer.convert_ids_to_tokens(ids[len(prompt) :])[0] == "("  # and not "▁(", a new word
+    assert labels == [IGNORED] * len(prompt) + ids[len(prompt) :]
+    # A tokenizer that fuses `text` with everything is refused rather than trained on.
+    with pytest.raises(UserError, match="fuses"):
+        encode_after(_FusesEverything(), [""], ["가"])
+
+
+class _FusesEverything:
+    def __call__(self, texts, add_special_tokens):
+        return {"input_ids": [[len(text) or 99] for text in texts]}
+
+
+def test_every_real_record(shared):
+    """On all real data: a prompt is a prefix of prompt + completion, and loss is on what the assistant says."""
+    tokenizer = load_tokenizer(str(shared / "kogpt2-tokenizer"))
+    data = shared / "data"
+    sft = [*data.glob("mygpt/*instruction*"), *data.glob("kochatgpt/*SFT*")]
+    dialogues = [record for path in sft for record in parsed(path, parse_sft)]
+    rankings = [
+        parse_preference(raw)
+        for path in [*data.glob("mygpt/*rm*"), *data.glob("kochatgpt/*RM*")]
+        for raw in read_records(path)
+        if raw.fields.get("chosen") is None or raw.fields["chosen"] != raw.fields["rejected"]
+    ]
+    chats = parsed(data / "chatbot/ChatbotData.csv", parse_sft)
+    assert (len(dialogues), len(rankings), len(chats)) == (1041, 571 + 4, 11_823)
+    assert sum(len(ranking.pairs()) for ranking in rankings) == 571 + 4 * 3
+    dialogues += chats
+    dialogues += [Dialogue(conversation(r.prompt, text)) for r in rankings for text in r.completions]
+    for dialogue in dialogues:
+        ids, labels = encode_dialogue(tokenizer, dialogue.messages)
+        assert len(ids) == len(labels)
+        # The prompt of each assistant turn, as inference would encode it, is a prefix.
+        first = encode_prompt(tokenizer, dialogue.messages[0]["content"])
+        assert ids[: len(first)] == first
+        # Each span of labels is one assistant turn and its </s>.
+        spans, span = [], []
+        for label in [*labels, IGNORED]:
+            if label != IGNORED:
+                span.append(label)
+            elif span:
+                spans.append(span)
+                span = []
+        answers = [m["content"] for m in dialogue.messages if m["role"] == "assistant"]
+        assert len(spans) == len(answers)
+        for tokens, answer in zip(spans, answers, strict=True):
+            assert tokens[-1] == tokenizer.eos_token_id
+            prompt_text = render(tokenizer, dialogue.messages[:1], True)
+            assert [tokens[:-1]] == encode_after(tokenizer, [prompt_text], [answer])
+
+
+def test_labels_agree_with_trl_s_assistant_mask(shared):
+    """TRL's own way, the template's generation block, marks the same tokens of every real dialogue."""
+    tokenizer = load_tokenizer(str(shared / "kogpt2-tokenizer"))
+    records = parsed(shared / "data/kochatgpt/kochatgpt_1_SFT_conversation.jsonl", parse_sft)
+    assert len(records) == 439
+    for record in records:
+        ids, labels = encode_dialogue(tokenizer, record.messages)
+        theirs = tokenizer.apply_chat_template(
+            list(record.messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert ids == theirs["input_ids"]
+        assert [int(label != IGNORED) for label in labels] == theirs["assistant_masks"]

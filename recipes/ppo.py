@@ -27,12 +27,7 @@ def main() -> None:
     # 1. Prompts → tokens, through the template of SFT, up to where the answer starts.
     tokenizer = load_tokenizer(sft_path, args.model.model_revision)
     train_dataset, eval_dataset, data_report = build_datasets(
-        recipe.train_files,
-        recipe.eval_files,
-        "ppo",
-        tokenizer,
-        recipe.max_prompt_length,
-        recipe,
+        recipe.train_files, recipe.eval_files, "ppo", tokenizer, recipe.max_prompt_length, recipe
     )
     if load_tokenizer(reward_path).get_vocab() != tokenizer.get_vocab():
         raise UserError(f"{reward_path} reads other tokens than {sft_path}: train both from the same base")

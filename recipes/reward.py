@@ -22,12 +22,7 @@ def main() -> None:
     # 1. Rankings → tokens, through the same template as SFT.
     tokenizer = load_tokenizer(args.model.model_name_or_path, args.model.model_revision)
     train_dataset, eval_dataset, data_report = build_datasets(
-        recipe.train_files,
-        recipe.eval_files,
-        "reward",
-        tokenizer,
-        training.max_length,
-        recipe,
+        recipe.train_files, recipe.eval_files, "reward", tokenizer, training.max_length, recipe
     )
 
     # 2. The base without its LM head, under a score head; LoRA on the blocks, the head trained whole.

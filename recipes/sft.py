@@ -22,12 +22,7 @@ def main() -> None:
     # 1. Text → tokens. Labels are the assistant's turns; everything else is −100.
     tokenizer = load_tokenizer(args.model.model_name_or_path, args.model.model_revision)
     train_dataset, eval_dataset, data_report = build_datasets(
-        recipe.train_files,
-        recipe.eval_files,
-        "sft",
-        tokenizer,
-        training.max_length,
-        recipe,
+        recipe.train_files, recipe.eval_files, "sft", tokenizer, training.max_length, recipe
     )
 
     # 2. The base, quantized if asked for, under a new LoRA adapter.
@@ -36,11 +31,7 @@ def main() -> None:
 
     # 3. Train. Cross-entropy on the labels.
     trainer = SFTTrainer(
-        model=model,
-        args=training,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
+        model=model, args=training, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=tokenizer
     )
     cast_trainable_to_float32(trainer.model)
     metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics

@@ -186,10 +186,7 @@ def _add_data_commands(commands: Any) -> None:
 
 def _add_reward_commands(commands: Any) -> None:
     evaluate = _add(
-        commands,
-        evaluate_reward,
-        "eval",
-        "kochat reward eval outputs/kogpt2/reward outputs/rm_held_out.jsonl",
+        commands, evaluate_reward, "eval", "kochat reward eval outputs/kogpt2/reward outputs/rm_held_out.jsonl"
     )
     evaluate.add_argument("model", metavar="MODEL", help="adapter with its head, or merged: folder or Hub name")
     evaluate.add_argument("files", nargs="+", metavar="FILE", help="rankings or pairs that it was not trained on")
@@ -259,20 +256,12 @@ def _add_pipeline_command(commands: Any) -> None:
     report.add_argument("--seed", type=int, default=0, help="of the answers (default: 0)")
 
     pipeline.add_argument(
-        "configs",
-        nargs="+",
-        metavar="CONFIG",
-        help="a folder with a config for each stage, or an experiment",
+        "configs", nargs="+", metavar="CONFIG", help="a folder with a config for each stage, or an experiment"
     )
     pipeline.add_argument("--from", dest="first", metavar="STAGE", help="run this stage and those after it again")
     pipeline.add_argument("--dry-run", action="store_true", help="print the plan, and run nothing")
     pipeline.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[],
-        metavar="N",
-        help="run each config with each, in a folder for each",
+        "--seeds", type=int, nargs="+", default=[], metavar="N", help="run each config with each, in a folder for each"
     )
     pipeline.add_argument(
         "--accelerate", metavar="YAML", help="launcher config (default: configs/accelerate/one_gpu.yaml, or cpu.yaml)"

@@ -122,10 +122,7 @@ def new_reward_model(path: str, model_args: ModelArguments, tokenizer: PreTraine
 
 
 def load_reward_model(
-    path: str,
-    model_args: ModelArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    trainable: bool = False,
+    path: str, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase, trainable: bool = False
 ) -> PreTrainedModel:
     """Load a trained reward model: an adapter with its head, or a merged model.
 
@@ -214,10 +211,7 @@ def _load(*arguments: Any) -> PreTrainedModel:
 
 
 def _load_and_list_missing(
-    auto_class: Any,
-    path: str,
-    model_args: ModelArguments,
-    tokenizer: PreTrainedTokenizerBase,
+    auto_class: Any, path: str, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the names of its weights that the files don't have."""
     config = load_config(path, model_args.model_revision)
@@ -268,9 +262,7 @@ def _fuse_gelu(model: nn.Module) -> None:
 def _quantization(model_args: ModelArguments) -> BitsAndBytesConfig | None:
     if model_args.load_in_8bit:
         return BitsAndBytesConfig(
-            load_in_8bit=True,
-            llm_int8_threshold=model_args.llm_int8_threshold,
-            llm_int8_skip_modules=HEADS,
+            load_in_8bit=True, llm_int8_threshold=model_args.llm_int8_threshold, llm_int8_skip_modules=HEADS
         )
     if model_args.load_in_4bit:
         return BitsAndBytesConfig(

@@ -62,11 +62,7 @@ def sample_responses(
 
 
 def _sample_batch(
-    policy: Role,
-    prompts: Sequence[Sequence[int]],
-    uniform: Tensor,
-    temperature: float,
-    stop_token_id: int | None,
+    policy: Role, prompts: Sequence[Sequence[int]], uniform: Tensor, temperature: float, stop_token_id: int | None
 ) -> list[list[int]]:
     device = policy.backbone.device
     width = max(map(len, prompts))

@@ -39,11 +39,7 @@ def pairwise_loss(
 
 
 def all_pairs_loss(
-    scores: Tensor,
-    ranks: Tensor,
-    margin_per_rank: float = 0.0,
-    center_coefficient: float = 0.0,
-    pairs: Pairs = "all",
+    scores: Tensor, ranks: Tensor, margin_per_rank: float = 0.0, center_coefficient: float = 0.0, pairs: Pairs = "all"
 ) -> Tensor:
     """InstructGPT's loss: the mean over a prompt's (better, worse) pairs, then the mean over prompts.
 

@@ -70,10 +70,7 @@ class DataReport:
 
 
 def text_rows(
-    record: Record,
-    group: int,
-    options: DataArguments,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    record: Record, group: int, options: DataArguments, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Iterator[dict[str, Any]]:
     """The rows of text that `record` gives, in TRL's dataset formats.
 
@@ -189,11 +186,7 @@ def build_dataset(
 
 
 def _tokenize(
-    records: Sequence[Record],
-    stage: Stage,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    overlong: str,
+    records: Sequence[Record], stage: Stage, tokenizer: PreTrainedTokenizerBase, max_length: int | None, overlong: str
 ) -> Dataset:
     """A row for each record, with what is too long cut or dropped if `overlong` says so.
 

@@ -100,10 +100,7 @@ def _failed(unfinished: Path) -> Path:
 def _logits(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[torch.Tensor]:
     rows = []
     for prompt, answer in PROBES:
-        messages = (
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": answer},
-        )
+        messages = ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
         rows.append(torch.tensor([encode_dialogue(tokenizer, messages)[0]]))
         rows.append(torch.tensor([encode_prompt(tokenizer, prompt)]))
     return [model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for ids in rows]

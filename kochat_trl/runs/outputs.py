@@ -38,12 +38,7 @@ def start_run(stage: Stage, default_config: str) -> Arguments:
     args = parse_arguments(stage, default_config, sys.argv[1:])
     state = PartialState(cpu=args.training.use_cpu)
     width = None if sys.stderr.isatty() else 200  # rich takes a log file for 80 columns wide
-    handler = RichHandler(
-        console=Console(stderr=True, width=width),
-        show_time=False,
-        show_path=False,
-        show_level=False,
-    )
+    handler = RichHandler(console=Console(stderr=True, width=width), show_time=False, show_path=False, show_level=False)
     level = logging.INFO if state.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
     output_dir = Path(args.training.output_dir)

@@ -86,8 +86,7 @@ class RecipeArguments(DataArguments):
 
     train_files: list[str] = field(metadata={"help": "Data files to train on."})
     eval_files: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Held-out data files, in the shapes of train_files."},
+        default_factory=list, metadata={"help": "Held-out data files, in the shapes of train_files."}
     )
     loss: Literal["pairwise", "listwise", "all_pairs"] = field(
         default="pairwise",

@@ -172,8 +172,7 @@ def forced(monkeypatch, number, logits):
 
 
 @pytest.mark.parametrize(
-    ("number", "token"),
-    [(0.0, 1), (0.2499, 1), (0.2501, 3), (0.7499, 3), (0.7501, 4), (1.0 - 2**-53, 4)],
+    ("number", "token"), [(0.0, 1), (0.2499, 1), (0.2501, 3), (0.7499, 3), (0.7501, 4), (1.0 - 2**-53, 4)]
 )
 def test_the_token_under_a_number_by_hand(monkeypatch, number, token):
     """Chances 0, 1/4, 0, 1/2, 1/4: a token without a chance is never drawn."""

@@ -93,10 +93,7 @@ def read_answers(file: str, prompts: Sequence[str]) -> list[str]:
 
 
 def rank_answers(
-    prompts: Sequence[str],
-    answers: Sequence[Sequence[str]],
-    seed: int,
-    scores: Sequence[Sequence[float]] | None = None,
+    prompts: Sequence[str], answers: Sequence[Sequence[str]], seed: int, scores: Sequence[Sequence[float]] | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """KoChatGPT's ranking records, and the prompts that have no two answers of which one is better.
 

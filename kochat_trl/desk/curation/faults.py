@@ -95,13 +95,7 @@ _ALL = [
     Fault("empty", "error", "a text is empty", "drop the record"),
     Fault("equal", "error", "two completions are the same", "keep the better one; drop a record left with one"),
     # Faults of a text, in the order in which they are mended.
-    Fault(
-        "swallowed",
-        "warning",
-        "a whole record inside a text",
-        "keep what stands before it",
-        mend=_mend_swallowed,
-    ),
+    Fault("swallowed", "warning", "a whole record inside a text", "keep what stands before it", mend=_mend_swallowed),
     Fault("escape", "warning", r"a literal \n, \xa0, \' or \"", "put in what it stands for", mend=_mend_escape),
     Fault("control", "warning", "control characters", r"remove them; a line end is \n", mend=_mend_control),
     Fault("zero_width", "warning", "invisible characters", "remove them", mend=lambda text: _ZERO_WIDTH.sub("", text)),

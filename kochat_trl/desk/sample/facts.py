@@ -11,15 +11,7 @@ from itertools import product
 # --- Korean particles ---------------------------------------------------------------------------
 
 # The form after a final consonant -> the form after a vowel.
-_PARTICLES = {
-    "은": "는",
-    "이": "가",
-    "을": "를",
-    "과": "와",
-    "으로": "로",
-    "이에요": "예요",
-    "이야": "야",
-}
+_PARTICLES = {"은": "는", "이": "가", "을": "를", "과": "와", "으로": "로", "이에요": "예요", "이야": "야"}
 # 0 stands for every number that ends in it: 영, 십, 백, 천 and 만 all have a final consonant.
 _DIGIT_READINGS = "영일이삼사오육칠팔구"
 _FINAL_RIEUL = 8
@@ -327,11 +319,7 @@ _TOPICS = (
     _Topic(
         "capital",
         _CAPITALS,
-        _ask(
-            "{x}의 수도는/{x} 수도는",
-            _WHERE,
-            "{x}의 수도를 알려 주세요./{x:은} 수도가 어디예요?",
-        ),
+        _ask("{x}의 수도는/{x} 수도는", _WHERE, "{x}의 수도를 알려 주세요./{x:은} 수도가 어디예요?"),
         "{x}의 수도는 {a}입니다.",
     ),
     _Topic(
@@ -350,19 +338,11 @@ _TOPICS = (
     _arithmetic(_PRODUCTS, "곱하기", "{x}에 {y:을} 곱하면"),
     *(_unit(*row) for row in _UNITS),
     *(_comparison(*row) for row in _NUMBER_PAIRS),
-    _Topic(
-        "counting",
-        _NEIGHBOURS,
-        _ask("{x} 수는", _WHAT, "{x}에 오는 수는 뭐예요?"),
-        "{x} 수는 {a}입니다.",
-    ),
+    _Topic("counting", _NEIGHBOURS, _ask("{x} 수는", _WHAT, "{x}에 오는 수는 뭐예요?"), "{x} 수는 {a}입니다."),
     _Topic(
         "weekday",
         _cycle(_WEEKDAYS, {"다음 날": 1, "전날": -1, "이틀 뒤": 2, "이틀 전": -2}),
-        _ask(
-            "{x} {y:은}/오늘이 {x}이면 {y:은}",
-            "무슨 요일이에요?/무슨 요일인가요?/무슨 요일이야?",
-        ),
+        _ask("{x} {y:은}/오늘이 {x}이면 {y:은}", "무슨 요일이에요?/무슨 요일인가요?/무슨 요일이야?"),
         "{x} {y:은} {a}입니다.",
     ),
     _Topic(
@@ -437,11 +417,7 @@ _TOPICS = (
     _Topic(
         "creator",
         _CREATORS,
-        _ask(
-            "{x:은} 누가/누가 {x:을}",
-            "{y}어요?/{y}나요?/{y}어?",
-            "{x:을} 누가 {y}는지 알려 주세요.",
-        ),
+        _ask("{x:은} 누가/누가 {x:을}", "{y}어요?/{y}나요?/{y}어?", "{x:을} 누가 {y}는지 알려 주세요."),
         "{x:은} {a:이} {y}습니다.",
         ("{a}", "{a}.", "{a:이} {y}어"),
     ),
@@ -451,18 +427,8 @@ _TOPICS = (
         _ask("{x} 쓰는 물건은", _WHAT, "{x:은} 뭘 써요?/{x:은} 무엇을 쓰나요?/{x} 뭐 써?"),
         "{x:은} {a:을} 씁니다.",
     ),
-    _Topic(
-        "job",
-        _JOBS,
-        _ask("{x} 사람은", _WHO) + _ask("{x} 사람을", _CALLED),
-        "{x} 사람은 {a}입니다.",
-    ),
-    _Topic(
-        "place",
-        _PLACES,
-        _ask("{x} 곳은", _WHERE) + _ask("{x} 곳을", _CALLED),
-        "{x} 곳은 {a}입니다.",
-    ),
+    _Topic("job", _JOBS, _ask("{x} 사람은", _WHO) + _ask("{x} 사람을", _CALLED), "{x} 사람은 {a}입니다."),
+    _Topic("place", _PLACES, _ask("{x} 곳은", _WHERE) + _ask("{x} 곳을", _CALLED), "{x} 곳은 {a}입니다."),
 )
 
 # For each intent: the reply, a curt reply and keywords of an apt reply; then the prompts.

@@ -238,13 +238,7 @@ def _pretraining_text(questions: Sequence[Question], rng: random.Random) -> str:
 
 # --- Judge --------------------------------------------------------------------------------------
 
-WEIGHTS: Mapping[str, float] = {
-    "correct": 0.4,
-    "polite": 0.2,
-    "korean_only": 0.2,
-    "ended": 0.1,
-    "not_repeating": 0.1,
-}
+WEIGHTS: Mapping[str, float] = {"correct": 0.4, "polite": 0.2, "korean_only": 0.2, "ended": 0.1, "not_repeating": 0.1}
 _POLITE_ENDINGS = ("요", "니다")
 _LONGEST_ANSWER = 3  # times the length of the full answer
 _HANGUL = "\u1100-\u11ff\u3130-\u318f가-힣"

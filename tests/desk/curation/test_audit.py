@@ -434,9 +434,7 @@ def test_json_holds_the_report(write):
     assert rm["findings"][0]["fault"] == "broken"
     assert rm["findings"][0]["records"] == [1]
     assert rm["reading"]["rankings"] == {"[1, 2, 0]": 1}
-    assert told["overlaps"] == [
-        {"files": files[:2], "prompts": 1, "records": [1, 1], "shares": [1, 0.5]},
-    ]
+    assert told["overlaps"] == [{"files": files[:2], "prompts": 1, "records": [1, 1], "shares": [1, 0.5]}]
 
 
 def test_print_shows_what_is_there_and_nothing_else(write):

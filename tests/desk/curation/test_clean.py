@@ -135,10 +135,7 @@ def test_hangul():
 
 def test_mends_bring_out_one_another(clean):
     """An escaped quote shows a swallowed record, a quote before it is left open; jamo meet where a token was."""
-    before = {
-        "prompt": r"'수도는?\', \'completion\': \'서울",
-        "completion": f"{NFD[:1]}<\0/s>{NFD[1:]}",
-    }
+    before = {"prompt": r"'수도는?\', \'completion\': \'서울", "completion": f"{NFD[:1]}<\0/s>{NFD[1:]}"}
     cleaned = clean([before])
     assert cleaned.records == [{"prompt": "수도는?", "completion": "한국"}]
     faults = ["escape", "swallowed", "control", "not_nfc", "special_token"]
@@ -721,11 +718,7 @@ PREFERENCE_RECORDS = fields({"prompt": WORDS, "chosen": WORDS, "rejected": WORDS
     lambda count: fields({"prompt": WORDS, **dict(list(COMPLETIONS.items())[:count]), "ranking": RANKINGS})
 )
 PROMPT_RECORDS = fields({"prompt": WORDS}) | fields({"instruction": WORDS, "input": WORDS}) | fields({"Q": WORDS})
-RECORDS = {
-    "sft": SFT_RECORDS,
-    "preference": PREFERENCE_RECORDS,
-    "prompt": PROMPT_RECORDS | SFT_RECORDS,
-}
+RECORDS = {"sft": SFT_RECORDS, "preference": PREFERENCE_RECORDS, "prompt": PROMPT_RECORDS | SFT_RECORDS}
 
 
 @st.composite

@@ -194,16 +194,7 @@ def test_file_names(paths):
     ("stage", "types"),
     [
         ("sft", {"prompt": str, "completion": str, "tokens": int}),
-        (
-            "rm",
-            {
-                "prompt": str,
-                "completion_0": str,
-                "completion_1": str,
-                "completion_2": str,
-                "ranking": list,
-            },
-        ),
+        ("rm", {"prompt": str, "completion_0": str, "completion_1": str, "completion_2": str, "ranking": list}),
         ("ppo", {"prompt": str}),
     ],
 )
@@ -343,12 +334,7 @@ FRANCE = Question(
         (KOREA, "파리입니다.", True, 0.6),
         (KOREA, "서울 아니면 파리입니다.", True, 0.6),  # names a rival
         (KOREA, "새서울입니다.", True, 0.6),  # not at the start of a word
-        (
-            KOREA,
-            "서울입니다. " + "가나다라마바사아자차카타파하거너더러머버" * 2 + "서어요",
-            True,
-            0.6,
-        ),
+        (KOREA, "서울입니다. " + "가나다라마바사아자차카타파하거너더러머버" * 2 + "서어요", True, 0.6),
         (KOREA, "It is Seoul.", True, 0.2),
         (KOREA, "Seoul, 서울입니다.", True, 0.8),
         (KOREA, "首爾 서울입니다.", True, 0.8),

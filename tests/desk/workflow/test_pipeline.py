@@ -340,11 +340,7 @@ def test_the_table_of_several_runs(evaluated, capsys):
         metrics = {"tokens": 20.0 + plan.seed} | ({"judge": value} if plan.name == "kl" else {})
         report = {"runs": {"ppo": ""}, "wins": {"ppo over sft": {"share": value}}, "kl": {"ppo": {"mean": 2 * value}}}
         report |= {"metrics": {"sft": metrics, "ppo": metrics}}
-        scores = {
-            "하나": -1.0,
-            "둘": 1.0,
-            "불고기용 고기 한우에요?": 9.0,
-        }  # √2 without the course's question
+        scores = {"하나": -1.0, "둘": 1.0, "불고기용 고기 한우에요?": 9.0}  # √2 without the course's question
         report["answers"] = [{"prompt": prompt, "sft": {"score": score}} for prompt, score in scores.items()]
         files = {"report": ("report.json", report), "sft": ("metrics.json", {"eval_loss": 1.5})}
         files["evaluate"] = ("evaluation.json", {"accuracy": {"accuracy": 1 - value}})

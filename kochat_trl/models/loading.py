@@ -90,6 +90,11 @@ def load_config(path: str, revision: str = "main") -> PretrainedConfig:
         raise UserError(f"no model at '{path}': {str(error).splitlines()[0]}") from None
 
 
+def positions_of(config: PretrainedConfig) -> int | None:
+    """How many tokens a sequence may have by a model's config, or its text part's; None where there is no limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)  # BLOOM has none
+
+
 def load_causal_lm(path: str, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Load a causal LM in the dtype or quantization that `model_args` asks for, padded as `tokenizer` pads."""
     return _load(AutoModelForCausalLM, path, model_args, tokenizer)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from kochat_trl.errors import UserError
 from kochat_trl.models.heads import read_scores
-from kochat_trl.models.loading import load_reward_model
+from kochat_trl.models.loading import load_reward_model, positions_of
 from kochat_trl.rows.encode import Messages, encode_dialogues
 from kochat_trl.settings.keys import ModelArguments
 
@@ -45,8 +45,8 @@ def score_ids(
     Raises `UserError` if one is longer than the model has positions, or if a score is not a finite number.
     """
     model.eval()
-    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
-    if overlong := sum(len(row) > positions for row in ids):
+    positions = positions_of(model.config)
+    if positions is not None and (overlong := sum(len(row) > positions for row in ids)):
         raise UserError(
             f"{overlong} of {len(ids)} texts are longer than the {positions} tokens that the model can take; "
             f"`kochat data clean FILE --fix overlong --max-length {positions} --tokenizer MODEL` leaves them out"

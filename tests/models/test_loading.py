@@ -12,6 +12,7 @@ from kochat_trl.models.loading import (
     load_causal_lm,
     load_reward_model,
     new_reward_model,
+    positions_of,
     require_stage_output,
 )
 from kochat_trl.rows.encode import encode_dialogue
@@ -21,7 +22,15 @@ import pytest
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BloomConfig,
+    Gemma3Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+)
 
 LOADING = {
     "float32": {},
@@ -296,3 +305,17 @@ def test_what_is_a_folder_and_what_a_hub_name():
             require_stage_output(folder)
     for name in ("gpt2", "skt/kogpt2-base-v2"):
         require_stage_output(name)
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        (GPT2Config(n_positions=77), 77),
+        (Gemma3Config(text_config={"max_position_embeddings": 99}), 99),
+        (BloomConfig(), None),
+        (PreTrainedConfig(max_position_embeddings=None), None),
+    ],
+    ids=["own", "of the text part", "no limit", "null"],
+)
+def test_positions_are_read_from_any_config(config, positions):
+    assert positions_of(config) == positions

@@ -6,6 +6,7 @@ from typing import Any
 
 from kochat_trl.desk.answers.likeness import distinct
 from kochat_trl.errors import UserError, nearest
+from kochat_trl.models.loading import positions_of
 from kochat_trl.rows.encode import encode_after, encode_prompts, render
 
 import torch
@@ -145,7 +146,7 @@ def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Answer:
 
 def check_room(model: Any, prompt_tokens: int, new_tokens: int) -> None:
     """Raise `UserError` if a prompt of so many tokens leaves no room for an answer in the model's positions."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = positions_of(model.config)
     if positions is not None and prompt_tokens + new_tokens > positions:
         raise UserError(
             f"a prompt of {prompt_tokens} tokens and an answer of up to {new_tokens} don't fit the model's {positions} "

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from kochat_trl.desk.evaluation.evaluate import accuracy_of
 from kochat_trl.desk.sample.sample import Judge, judge_of
 from kochat_trl.errors import UserError
 from kochat_trl.files import set_aside
-from kochat_trl.models.loading import load_config, load_policy
+from kochat_trl.models.loading import load_config, load_policy, positions_of
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.score import load_scorer, score_ids
 from kochat_trl.rows.encode import encode_prompts
@@ -143,8 +142,8 @@ def build_report(
     prompts, references, held_out, judge = read_questions(list(runs.values()), file, limit)
     tokenizer = load_tokenizer(str(first.ppo))
     length, temperature = first.settings["response_length"], first.settings["temperature"]
-    positions = getattr(load_config(first.base, first.revision), "max_position_embeddings", math.inf)
-    fits = [len(ids) + length <= positions for ids in encode_prompts(tokenizer, prompts)]
+    positions = positions_of(load_config(first.base, first.revision))
+    fits = [positions is None or len(ids) + length <= positions for ids in encode_prompts(tokenizer, prompts)]
     prompts = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
     prompt_ids = encode_prompts(tokenizer, prompts)
     settings = decoding("sample") | {"max_new_tokens": length, "temperature": temperature}

@@ -41,6 +41,7 @@ from tests.tiny import PAIRS
 import pytest
 import torch
 from rich.console import Console
+from transformers import BloomConfig
 
 DIALOGUES = [conversation(prompt, answer) for prompt, _, _ in PAIRS[::2] for _, *answers in PAIRS for answer in answers]
 
@@ -318,7 +319,7 @@ def pretend(monkeypatch):
     """Replace every reward model by one that scores a row of ids as a function of the ids says."""
 
     class Scorer:
-        config = SimpleNamespace(max_position_embeddings=None)
+        config = BloomConfig()  # without a limit of positions
         device = "cpu"
 
         def __init__(self, score):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 CACHE = tempfile.TemporaryDirectory(prefix="kochat-cache-")  # of tokenized rows; each worker has its own
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": CACHE.name}  # read when the libraries are imported
-os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ["OMP_NUM_THREADS"], os.environ["TOKENIZERS_PARALLELISM"] = "1", "false"
 
 from kochat_trl.cli.main import main
 from kochat_trl.errors import run as run_main

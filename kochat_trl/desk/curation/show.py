@@ -58,9 +58,8 @@ def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> N
     Rows are in the order of the files; a trainer shuffles them.
     """
     path: Any = args.training.sft_model_path if stage == "ppo" else args.model.model_name_or_path
-    max_length = args.recipe.max_prompt_length if stage == "ppo" else args.training.max_length
     tokenizer = load_tokenizer(path, args.model.model_revision)
-    dataset, report = build_dataset(args.recipe.train_files, stage, tokenizer, max_length, args.recipe)
+    dataset, report = build_dataset(args.recipe.train_files, stage, tokenizer, args.max_length, args.recipe)
     if not 0 <= index < len(dataset):
         raise UserError(f"there is no row {index}: the training files give rows 0 to {len(dataset) - 1}")
     size = min(args.training.per_device_train_batch_size, len(dataset) - index)

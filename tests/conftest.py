@@ -28,6 +28,7 @@ import torch
 from accelerate import PartialState
 from filelock import FileLock
 
+pytest.register_assert_rewrite("tests.ppo")  # helpers compare runs
 torch.set_num_threads(1)
 PartialState(cpu=True)  # the tests run on the CPU, also where there is a GPU
 

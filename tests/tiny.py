@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from kochat_trl.data.readers import read_records
+
 ROOT = Path(__file__).parents[1]
 
 PAIRS = [
@@ -12,3 +14,8 @@ PAIRS = [
     ("높다의 반대말은 뭐야?", "높다의 반대말은 낮다입니다.", "높다 높다 높다"),
     ("강아지는 어떻게 울어요?", "강아지는 멍멍 하고 울어요.", "(멍멍)"),
 ]
+
+
+def parsed(path, parse):
+    """Each record of a file, as `parse` understands it."""
+    return [parse(raw) for raw in read_records(path)]

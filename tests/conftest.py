@@ -3,7 +3,6 @@
 Tests run in a process a core (`make test`), each with one thread: more threads than cores only wait for one another.
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -14,24 +13,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-CACHE = tempfile.TemporaryDirectory(prefix="kochat-cache-")  # of tokenized rows; each worker has its own
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": CACHE.name}  # read when the libraries are imported
-os.environ["OMP_NUM_THREADS"], os.environ["TOKENIZERS_PARALLELISM"] = "1", "false"
+# Read when the libraries are imported. Each worker has a cache of tokenized rows of its own.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="kochat-cache-"))
+os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
 from kochat_trl.cli.main import main
-from kochat_trl.errors import run as run_main
 from kochat_trl.models.tokenizer import load_tokenizer
-from tests.tiny import PAIRS, ROOT
+from tests.tiny import PAIRS, ROOT, run_script
 
 import pytest
 import torch
 from accelerate import PartialState
 from filelock import FileLock
 
+pytest.register_assert_rewrite("tests.ppo")  # helpers compare runs
 torch.set_num_threads(1)
 PartialState(cpu=True)  # the tests run on the CPU, also where there is a GPU
 
 SHARED = ROOT.parent / "shared"
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -68,8 +71,7 @@ def tiny_base(made_once: Callable[..., Path]) -> str:
     def fill(folder: Path) -> None:
         text = folder / "text.txt"
         text.write_text("\n".join(f"{prompt} {good} {bad}" for prompt, good, bad in PAIRS * 20), encoding="utf-8")
-        command = [sys.executable, ROOT / "scripts/make_tiny_base.py", "--text", text, "--output", folder / "base"]
-        subprocess.run([*command, "--steps", "10"], check=True, capture_output=True)
+        run_script("scripts/make_tiny_base.py", "--text", text, "--output", folder / "base", "--steps", 10)
 
     return str(made_once("tiny", fill) / "base")
 
@@ -152,17 +154,9 @@ def kochat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.fixture
-def recipe(monkeypatch):
+def recipe() -> Callable[..., None]:
     """Run a recipe in this process, as `python recipes/STAGE.py ARGUMENTS` does."""
-
-    def run_recipe(stage, *arguments):
-        spec = importlib.util.spec_from_file_location(stage, ROOT / f"recipes/{stage}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr("sys.argv", [f"recipes/{stage}.py", *map(str, arguments)])
-        run_main(module.main)
-
-    return run_recipe
+    return lambda stage, *arguments: run_script(f"recipes/{stage}.py", *arguments)
 
 
 BLOCKED_SOCKET = '''

@@ -31,17 +31,21 @@ def write_safetensors(path: Path) -> None:
 @pytest.mark.parametrize("write", [write_text, write_torch, write_safetensors])
 def test_a_full_disk_is_told_with_the_folder(tmp_path, write):
     (tmp_path / "file").symlink_to(FULL)
-    with pytest.raises(UserError, match=rf"{tmp_path}: the disk is full .*What was saved before is whole"):
-        with full_disk_told(tmp_path):
-            write(tmp_path / "file")
+    with (
+        pytest.raises(UserError, match=rf"{tmp_path}: the disk is full .*What was saved before is whole"),
+        full_disk_told(tmp_path),
+    ):
+        write(tmp_path / "file")
     for step, whole in ((2, True), (9, False), (10, True)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if whole:
             (tmp_path / f"checkpoint-{step}/trainer_state.json").touch()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    with pytest.raises(UserError, match=r"--resume_from_checkpoint \S*/checkpoint-10 then goes on"):
-        with full_disk_told(tmp_path):
-            write(tmp_path / "file")
+    with (
+        pytest.raises(UserError, match=r"--resume_from_checkpoint \S*/checkpoint-10 then goes on"),
+        full_disk_told(tmp_path),
+    ):
+        write(tmp_path / "file")
 
 
 def test_other_errors_stay_what_they_are(tmp_path):

@@ -1,4 +1,4 @@
-"""Stopping a run and going on with it: checkpoints, signals, and the random generators.
+"""Stopping a run and going on with it: checkpoints, signals, and the generators of random numbers.
 
 A checkpoint is written under the name `checkpoint-N.unfinished` and renamed when all of it is there, so a run that is
 killed at any moment leaves the last good one.
@@ -6,7 +6,6 @@ killed at any moment leaves the last good one.
 
 import json
 import logging
-import random
 import shutil
 import signal
 import threading
@@ -19,7 +18,6 @@ from kochat_trl.files import set_aside
 from kochat_trl.ppo.objective import RunningMoments
 from kochat_trl.ppo.roles import Roles, adapter_parameters
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -61,7 +59,7 @@ def save_checkpoint(trainer: Any) -> Path:
                 state.stateful_callbacks[type(callback).__name__] = callback.state()
         state.save_to_json(str(unfinished / "trainer_state.json"))
     accelerator.wait_for_everyone()
-    torch.save(random_state(), unfinished / f"random_{accelerator.process_index}.pt")
+    trainer._save_rng_state(str(unfinished))  # the global generators: nothing here draws from them, a callback may
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         set_aside(folder)
@@ -95,9 +93,7 @@ def load_checkpoint(trainer: Any, path: Path, state_class: Any) -> None:
     trainer.state.is_local_process_zero = trainer.is_local_process_zero()
     trainer.state.is_world_process_zero = trainer.is_world_process_zero()
     trainer._load_callback_state()
-    states = path / f"random_{trainer.accelerator.process_index}.pt"
-    if states.is_file():
-        set_random_state(torch.load(states, weights_only=True))
+    trainer._load_rng_state(str(path))
 
 
 def checkpointed(roles: Roles) -> dict[str, nn.Parameter]:
@@ -149,22 +145,3 @@ class CaughtSignals:
 
     def obey(self) -> None:
         raise SystemExit(128 + (self.number or signal.SIGTERM))
-
-
-def random_state() -> dict[str, Any]:
-    """The global generators of this process. Nothing here draws from them; a callback may."""
-    name, keys, *rest = np.random.get_state()
-    state = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    state["numpy"] = (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest)
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

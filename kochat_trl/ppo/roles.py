@@ -143,15 +143,6 @@ class RoleModel(nn.Module):
         yield from (pair for pair in super().named_parameters(*args, **kwargs) if id(pair[1]) not in others)
 
 
-class PolicyAndValue(nn.Module):
-    """What is trained, under the names of TRL's trainer: `trainer.model.policy` and `trainer.model.value_model`."""
-
-    def __init__(self, policy: nn.Module, value_model: nn.Module):
-        super().__init__()
-        self.policy, self.value_model = policy, value_model
-        self.config = policy.config
-
-
 def roles_of(
     args: PPOConfig, model: Any, ref_model: Any, reward_model: Any, value_model: Any, peft_config: PeftConfig | None
 ) -> Roles:

@@ -12,7 +12,7 @@ from kochat_trl.errors import UserError
 from kochat_trl.files import set_aside
 from kochat_trl.models.loading import positions_of
 from kochat_trl.ppo import checkpoint, guards, log, objective
-from kochat_trl.ppo.roles import PolicyAndValue, Roles, adapter_parameters, roles_of, switch_dropout_off
+from kochat_trl.ppo.roles import Roles, adapter_parameters, roles_of, switch_dropout_off
 from kochat_trl.ppo.rollout import MiniBatch, Rollout, Trajectory, draw_prompts, sample_responses, seed_of
 from kochat_trl.ppo.step import StepStats, add_gradients, forward_reward, score_rollout
 from kochat_trl.settings.checks import check_ppo
@@ -97,7 +97,8 @@ class PPOTrainer(Trainer):
             raise UserError("PPO runs on one GPU, or on several with a whole model on each; not with DeepSpeed or FSDP")
         self.roles = roles
         self.policy_model, self.ref_model, self.reward_model, self.value_model = roles.as_models()
-        self.model = self.model_wrapped = PolicyAndValue(self.policy_model, self.value_model)
+        trained: Any = nn.ModuleDict({"policy": self.policy_model, "value_model": self.value_model})  # TRL's names
+        trained.config, self.model, self.model_wrapped = roles.config, trained, trained
         self._collate = data_collator
         guards.check_head(roles, self.accelerator)
         if args.gradient_checkpointing:

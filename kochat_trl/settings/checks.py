@@ -11,16 +11,8 @@ from kochat_trl.settings.keys import Stage
 from kochat_trl.settings.ppo import PPOConfig
 
 # Keys that TRL's own PPOTrainer has not: `engine: trl` would ignore them.
-OURS = (
-    "value_model",
-    "kl_target",
-    "kl_horizon",
-    "normalize_scores",
-    "score_clip",
-    "score_after_eos",
-    "kl_limit",
-    "guard_updates",
-)
+OURS = ["value_model", "kl_target", "kl_horizon", "normalize_scores", "score_clip", "score_after_eos", "kl_limit"]
+OURS += ["guard_updates"]
 
 
 def check_values(stage: Stage, values: Any) -> None:

@@ -5,7 +5,7 @@ writes files of the same shapes from small tables of facts, simple enough that a
 from scratch on a CPU can learn them. Because every question carries its right answer, ``Judge`` can
 score any response without a trained model, and a demo can show that base < SFT < PPO.
 
-From fact to file: `sample_facts.py` has the facts, each asked in several ways; `make_questions` keeps some
+From fact to file: `facts.yaml` has the facts, each asked in several ways; `make_questions` keeps some
 phrasings of a fact for evaluation (some whole facts in arithmetic), and `write_sample_data` gives each question
 completions of three clearly different qualities.
 """
@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kochat_trl.data.text import normalized
 from kochat_trl.desk.sample.facts import Fact, all_facts
 
 
@@ -264,20 +265,20 @@ class Judge:
     """
 
     def __init__(self, questions: Iterable[Question]) -> None:
-        self._questions = {_fold(question.prompt): question for question in questions}
+        self._questions = {normalized(question.prompt): question for question in questions}
         answers: dict[str, dict[str, None]] = {}
         for question in self._questions.values():
             answers.setdefault(question.domain, {}).update(dict.fromkeys(question.answers))
         self._domain_answers = {domain: tuple(names) for domain, names in answers.items()}
 
     def knows(self, prompt: str) -> bool:
-        return _fold(prompt) in self._questions
+        return normalized(prompt) in self._questions
 
     def score(self, prompt: str, response: str, ended: bool) -> float:
-        question = self._questions.get(_fold(prompt))
+        question = self._questions.get(normalized(prompt))
         if question is None:
             raise KeyError(f"The judge has no question with the prompt {prompt!r}")
-        text = _fold(response)
+        text = normalized(response)
         if not text:
             return 0.0
         holds = {
@@ -306,10 +307,6 @@ def judge_of(file: str | Path) -> Judge | None:
     if Path(file).name not in _FILE_NAMES.values() or not path.is_file():
         return None
     return Judge(question for part in make_questions(json.loads(path.read_text())["seed"]) for question in part)
-
-
-def _fold(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _named(answers: Iterable[str], text: str) -> list[str]:

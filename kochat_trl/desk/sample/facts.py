@@ -77,6 +77,7 @@ def _rows(topic: dict[str, Any]) -> list[_Row]:
 
 
 def _topic_facts(topic: dict[str, Any], synonyms: dict[str, str]) -> list[Fact]:
+    """A fact for each row of a topic."""
     pairs = (product(stems.split("/"), endings.split("/")) for stems, endings in topic["ask"].items())
     prompts = [f"{stem} {ending}" for some in pairs for stem, ending in some]
     prompts += topic["also"].split("/") if "also" in topic else []

@@ -6,8 +6,6 @@ import json
 import subprocess
 import sys
 from functools import cache
-from math import comb
-from statistics import NormalDist
 
 from kochat_trl.desk.curation.audit import BINS, KEPT, check_files, measure
 from kochat_trl.desk.curation.audit_view import print_report
@@ -16,7 +14,6 @@ from kochat_trl.desk.sample.sample import write_sample_data
 from kochat_trl.errors import UserError
 from kochat_trl.models.tokenizer import CHAT_TEMPLATE, load_tokenizer
 from kochat_trl.rows.encode import conversation, encode_dialogue
-from kochat_trl.statistics import sign_test
 
 import pytest
 from rich.console import Console
@@ -330,16 +327,6 @@ def test_signs_together_where_all_is_hangul():
     agree = ([1, 2, 0], ("답 답", "서로 다른 낱말들", "둘 둘"))
     reading = judge_reading([agree] * 20 + [draw] * 20)
     assert (reading.decided_by, reading.votes["best_first"], reading.verdict) == (TOGETHER, 20, "best_first")
-
-
-def test_sign_test():
-    assert sign_test(0, 0) == sign_test(5, 5) == sign_test(5, 6) == 1
-    assert sign_test(0, 8) == sign_test(8, 0) == 2 / 256
-    assert sign_test(1, 9) == 2 * (1 + 10) / 1024
-    assert sign_test(8, 35) == 2 * sum(comb(43, heads) for heads in range(9)) / 2**43
-    normal = 2 * NormalDist().cdf(-(300 - 1) / 10_300**0.5)
-    assert sign_test(5000, 5300) == sign_test(5300, 5000) == pytest.approx(normal, rel=0.01)
-    assert sign_test(0, 5000) == 0  # below the least float
 
 
 # --- Tokens -------------------------------------------------------------------------------------

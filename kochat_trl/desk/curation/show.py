@@ -1,5 +1,6 @@
 """A record, or a batch of a config, as the model sees it: template, tokens, ids, labels, pairs."""
 
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -68,6 +69,8 @@ def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> N
 
     console.rule(f"rows {index} to {index + size - 1} of {len(dataset)}, as the {stage} trainer gets them")
     console.print(f"{len(report.left_out)} records were left out, {len(report.in_part)} kept in part.")
+    if stage == "ppo":
+        console.print("These are prompts alone: in training each is followed by the response that is sampled for it.")
     tensors = Table("tensor", "shape", "type", title="the collated batch", title_justify="left")
     for name, tensor in batch.items():
         tensors.add_row(name, str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."))
@@ -89,7 +92,12 @@ def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> N
 
 
 def collator(stage: Stage, tokenizer: PreTrainedTokenizerBase, training: Any) -> Any:
-    """The collator that the trainer of a stage makes for itself."""
+    """The collator that the trainer of a stage makes for itself.
+
+    PPO's own trainer has none: a micro-batch of it is prompts with their responses, padded on the right.
+    """
+    if stage == "ppo" and training.engine == "kochat":
+        return partial(tokenizer.pad, padding_side="right", return_tensors="pt")
     if stage == "ppo":
         return DataCollatorWithPadding(tokenizer)
     collator_class = DataCollatorForLanguageModeling if stage == "sft" else RankingCollator

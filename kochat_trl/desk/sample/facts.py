@@ -119,8 +119,13 @@ def _small_talk_facts(intents: list[dict[str, str]]) -> list[Fact]:
 
 
 @cache
+def tables() -> dict[str, Any]:
+    """What is in `facts.yaml`."""
+    return yaml.safe_load(files(__package__).joinpath("facts.yaml").read_text(encoding="utf-8"))
+
+
+@cache
 def all_facts() -> tuple[Fact, ...]:
     """Every fact of every topic, in a fixed order."""
-    tables = yaml.safe_load(files(__package__).joinpath("facts.yaml").read_text(encoding="utf-8"))
-    facts = [fact for topic in tables["topics"] for fact in _topic_facts(topic, tables["synonyms"])]
-    return (*facts, *_small_talk_facts(tables["small_talk"]))
+    facts = [fact for topic in tables()["topics"] for fact in _topic_facts(topic, tables()["synonyms"])]
+    return (*facts, *_small_talk_facts(tables()["small_talk"]))

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kochat_trl.data.text import normalized
-from kochat_trl.desk.sample.facts import Fact, all_facts
+from kochat_trl.data.text import has_hangul, normalized
+from kochat_trl.desk.sample.facts import Fact, all_facts, tables
 
 
 @dataclass(frozen=True)
@@ -76,32 +76,6 @@ def _question(fact: Fact, prompt: str, rng: random.Random) -> Question:
 
 # --- Completions of three qualities -------------------------------------------------------------
 
-_ENGLISH = """I do not know the answer to that.
-I'm sorry, I can't help with that.
-Can you tell me more about it?
-The capital of France is London.
-It is a kind of fruit.
-That is a good question.
-I think you should ask someone else.
-There are many ways to answer this.
-Yes, I like it very much.
-The weather is nice today.
-Please try again later.
-He went to the store with his dog.""".splitlines()
-_SCRAPS = """이날 목송에서
-구글상위노
-그러나 것이며
-또한 는 그
-관련 기사 더보기
-에 따르면 지난
-수 있는 그것의
-무단 전재 및
-라고 말하면서
-로그인 후 이용
-때문에 되었던
-및 기타 등등""".splitlines()
-_HEDGES = ("", "몰라, 아마 ", "글쎄, ", "아마 ")
-
 
 class _Completions:
     """Draws completions of clearly different qualities for a question.
@@ -125,16 +99,16 @@ class _Completions:
             return question.curt
         if kind == "wrong":
             return question.wrong
-        return self._rng.choice(_HEDGES) + self._wrong_curt(question)
+        return self._rng.choice(tables()["hedges"]) + self._wrong_curt(question)
 
     def worst(self, question: Question) -> str:
         """English, or one word of the prompt over and over, or a scrap of unrelated text."""
         kind = self._rng.choices(("English", "repetition", "fragment"), (50, 30, 20))[0]
         if kind == "English":
-            return self._rng.choice(_ENGLISH)
+            return self._rng.choice(tables()["english"])
         if kind == "repetition":
             return " ".join([self._dull_word(question)] * self._rng.randint(4, 7))
-        return " ".join(self._rng.sample(_SCRAPS, 2))
+        return " ".join(self._rng.sample(tables()["scraps"], 2))
 
     def mixed(self, question: Question) -> str:
         """A completion of mixed quality, so that reinforcement learning has room to improve."""
@@ -242,7 +216,6 @@ def _pretraining_text(questions: Sequence[Question], rng: random.Random) -> str:
 WEIGHTS: Mapping[str, float] = {"correct": 0.4, "polite": 0.2, "korean_only": 0.2, "ended": 0.1, "not_repeating": 0.1}
 _POLITE_ENDINGS = ("요", "니다")
 _LONGEST_ANSWER = 3  # times the length of the full answer
-_HANGUL = "\u1100-\u11ff\u3130-\u318f가-힣"
 
 
 class Judge:
@@ -325,10 +298,10 @@ def _is_polite(text: str) -> bool:
 
 
 def _is_korean_only(text: str) -> bool:
-    rest = re.sub(f"[{_HANGUL}]", "", text)
-    is_foreign = (c.isalpha() or unicodedata.category(c).startswith("C") for c in rest)
-    has_korean = len(rest) < len(text) or re.search(r"\d", rest) is not None
-    return has_korean and not any(is_foreign) and "\ufffd" not in rest
+    rest = [character for character in text if not has_hangul(character)]
+    is_foreign = (c.isalpha() or unicodedata.category(c).startswith("C") or c == "\ufffd" for c in rest)
+    has_korean = len(rest) < len(text) or re.search(r"\d", text) is not None
+    return has_korean and not any(is_foreign)
 
 
 def _is_repeating(text: str) -> bool:

@@ -111,12 +111,12 @@ def test_repeats(check):
         {"prompt": "가  나", "completion": "답"},  # nearly
         {"prompt": "가 나", "completion": "다른 답"},  # the prompt only
         {"prompt": "", "completion": "답"},
-        {"prompt": "", "completion": "답"},  # of no use, and repeated all the same
+        {"prompt": "", "completion": "답"},  # of no use, so it repeats nothing
         {"prompt": "다", "completion": "답"},
     ]
     assert found(check(records)) == {
         ("error", "empty"): [4, 5],
-        ("warning", "duplicate"): [1, 5],
+        ("warning", "duplicate"): [1],
         ("warning", "near_duplicate"): [2],
         ("warning", "repeated_prompt"): [1, 2, 3],
     }
@@ -138,7 +138,7 @@ def test_contradictions_across_shapes(check):
     ]
     assert found(check(records)) == {
         ("warning", "repeated_prompt"): [1, 2, 4],
-        ("warning", "contradiction"): [2, 4],
+        ("warning", "contradiction"): [0, 1, 2, 4],  # both sides: either may be wrong
         ("warning", "tied"): [4],
     }
     alike = [ranked([0, 1], "가", "가 "), ranked([1, 0], "가", "가 ")]
@@ -164,7 +164,7 @@ def test_rankings_are_read_in_the_given_order(check):
     assert found(check(records, order="rank_of")) == {("warning", "tied"): [0]}
     turned = [ranked([1, 2, 0], "가", "나", "다"), {"prompt": "질문", "chosen": "나", "rejected": "다"}]
     assert check(turned).count("contradiction") == 0
-    assert check(turned, order="rank_of").count("contradiction") == 1
+    assert check(turned, order="rank_of").count("contradiction") == 2
 
 
 def test_the_first_records_and_all_of_the_count(check):
@@ -172,7 +172,7 @@ def test_the_first_records_and_all_of_the_count(check):
     assert file.count("empty") == 30
     assert file.findings[0].records == list(range(1, KEPT + 1))
     assert len(file.findings[0].messages) == KEPT
-    assert (file.errors, file.warnings) == (30, 0)  # 29 are repeats too, but errors already
+    assert (file.errors, file.warnings) == (30, 0)
 
 
 # --- Files --------------------------------------------------------------------------------------
@@ -376,7 +376,7 @@ def test_tokens(check, characters):
 
 
 def test_many_texts_are_tokenized_in_batches(check, characters, monkeypatch):
-    monkeypatch.setattr("kochat_trl.desk.curation.audit.BATCH", 3)
+    monkeypatch.setattr("kochat_trl.desk.curation.finders.BATCH", 3)
     records = [{"prompt": "반" * n, "completion": "뷁" if n == 6 else "가"} for n in range(1, 9)]
     file = check(records, tokenizer=characters)
     assert (file.lengths["prompts, tokens"].count, file.lengths["prompts, tokens"].mean) == (8, 4.5)
@@ -502,8 +502,8 @@ def test_the_real_prompts(real):
     (file,) = report.files
     assert (file.kind, file.format.shape, file.records, file.usable) == ("prompt", "array", 12_000, 11_997)
     assert found(file)["error", "empty"] == [6330, 6699, 7405]
-    assert (report.errors, file.count("duplicate"), file.count("swallowed")) == (3, 54, 25)
-    assert file.count("repeated_prompt") == 52  # the empty ones are no prompts
+    assert (report.errors, file.count("duplicate"), file.count("swallowed")) == (3, 52, 25)
+    assert file.count("repeated_prompt") == 52
     assert file.count("near_duplicate") == 0
     assert file.begin_with_quote == 26
     assert numbers(file.lengths["prompts, tokens"]) == (9, 20, 118)

@@ -110,8 +110,7 @@ def clean_file(
         )
     shared = set(_prompts(against, chosen))
     finders: tuple[Callable[[list[_Entry]], Iterable[tuple[_Entry, str]]], ...] = (
-        partial(overlaps, prompts=shared),
-        own_faults,
+        lambda left: chain(overlaps(left, shared), own_faults(left)),
         lambda left: bad_tokens(left, tokenizer) if {"unknown_token", "round_trip"} & chosen else (),
         lambda left: overlong(left, tokenizer, max_length or 0) if "overlong" in chosen else (),
         partial(repeats, fault="duplicate"),

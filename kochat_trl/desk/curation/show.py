@@ -4,8 +4,9 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from kochat_trl.data.rankings import Pairs, RankingOrder, ranking_tiers, tier_pairs
+from kochat_trl.data.rankings import Pairs, RankingOrder
 from kochat_trl.data.records import Dialogue, Prompt, Ranking, RawRecord, Record
+from kochat_trl.desk.curation.which_reading import disputed
 from kochat_trl.errors import UserError
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.trainer import NO_RANK, RankingCollator
@@ -111,18 +112,9 @@ def _print_ranking(raw: RawRecord, record: Ranking, order: RankingOrder, pairs: 
     for pair in record.pairs(pairs):
         table.add_row(*map(str, pair))
     console.print(table)
-    if "ranking" not in raw.fields:
-        return
-    count = len(record.completions)
-    try:
-        readings = [
-            tier_pairs(ranking_tiers(raw.fields["ranking"], count, reading)) for reading in ("best_first", "rank_of")
-        ]
-    except ValueError:  # it can be read one way only
-        return
-    turned = {pair[:2] for pair in readings[0]} - {pair[:2] for pair in readings[1]}
+    turned = [] if "chosen" in raw.fields else disputed(raw.fields["ranking"], len(record.completions))
     if turned and order == "best_first":
-        shown = ", ".join(f"{better} > {worse}" for better, worse in sorted(turned))
+        shown = ", ".join(f"{better} > {worse}" for better, worse in turned)
         console.print(
             f"Read as rank_of, which KoChatGPT's trainer does, these are upside down: {shown}", style="yellow"
         )

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kochat_trl.data.text import has_hangul, normalized
+from kochat_trl.data.writers import write_records
 from kochat_trl.desk.sample.facts import Fact, all_facts, tables
 
 
@@ -164,23 +165,15 @@ def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:
             raise FileExistsError(f"Refusing to overwrite {path}")
 
     train, held_out = make_questions(seed)
-    contents: dict[str, str] = {}
     for suffix, questions in (("", train), ("_eval", held_out)):
         completions = _Completions(train, random.Random(f"{seed}/completions{suffix}"))
-        contents[f"sft{suffix}"] = _as_json([_sft_record(q, completions) for q in questions])
-        contents[f"rm{suffix}"] = _as_json([_rm_record(q, completions) for q in questions])
-        contents[f"ppo{suffix}"] = _as_json([{"prompt": q.prompt} for q in questions])
-    contents["text"] = _pretraining_text(train, random.Random(f"{seed}/text"))
-    contents["judge"] = json.dumps({"seed": seed}) + "\n"
-
-    directory.mkdir(parents=True, exist_ok=True)
-    for key, path in paths.items():
-        path.write_text(contents[key], encoding="utf-8", newline="\n")
+        write_records(paths[f"sft{suffix}"], "array", (_sft_record(q, completions) for q in questions))
+        write_records(paths[f"rm{suffix}"], "array", (_rm_record(q, completions) for q in questions))
+        write_records(paths[f"ppo{suffix}"], "array", ({"prompt": q.prompt} for q in questions))
+    text = _pretraining_text(train, random.Random(f"{seed}/text"))
+    paths["text"].write_text(text, encoding="utf-8", newline="\n")
+    write_records(paths["judge"], "lines", [{"seed": seed}])
     return paths
-
-
-def _as_json(records: Sequence[Mapping[str, object]]) -> str:
-    return json.dumps(records, ensure_ascii=False, indent=4) + "\n"
 
 
 def _sft_record(question: Question, completions: _Completions) -> dict[str, object]:

@@ -111,6 +111,11 @@ def test_overlap(clean, write):
     assert cleaned.summary.faults == {"overlap": 2}
 
 
+def test_all_faults_of_its_own_are_reported(clean, write):
+    cleaned = clean([{"prompt": "hm\ufffd"}], fixes=["replacement", "no_hangul"], against=[write("held", "hm\ufffd")])
+    assert cleaned.faults == [(0, "dropped", ["overlap", "replacement", "no_hangul"])]
+
+
 def test_no_hangul(clean):
     """An answer without it; a record for its prompt alone is judged by the prompt."""
     records = [{"prompt": "in English", "completion": "답"}, {"prompt": "질문", "completion": "I do not know."}]

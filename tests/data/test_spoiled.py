@@ -29,7 +29,7 @@ from tests.data.spoiled import SPOILED, Input, bytes_inside, expected_fields, is
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 
-EXAMPLES = int(os.environ.get("SPOILED_FILES", 1000))
+EXAMPLES = int(os.environ.get("SPOILED_FILES", 1700))
 SETTINGS = settings(
     max_examples=EXAMPLES,
     deadline=None,

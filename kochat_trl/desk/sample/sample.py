@@ -1,13 +1,13 @@
 """Self-made sample data in KoChatGPT's file shapes, and a judge that knows the right answers.
 
-The real KoChatGPT files need a download and a model large enough to profit from them. This module
-writes files of the same shapes from small tables of facts, simple enough that a tiny GPT-2 trained
-from scratch on a CPU can learn them. Because every question carries its right answer, ``Judge`` can
-score any response without a trained model, and a demo can show that base < SFT < PPO.
+The real KoChatGPT files need a download and a model large enough to profit from them. This module writes files of the
+same shapes from small tables of facts, simple enough that a tiny GPT-2 trained from scratch on a CPU can learn them.
+Because every question carries its right answer, ``Judge`` can score any response without a trained model, and a demo
+can show that base < SFT < PPO.
 
-From fact to file: `facts.yaml` has the facts, each asked in several ways; `make_questions` keeps some
-phrasings of a fact for evaluation (some whole facts in arithmetic), and `write_sample_data` gives each question
-completions of three clearly different qualities.
+From fact to file: `facts.yaml` has the facts, each asked in several ways; `make_questions` keeps some phrasings of a
+fact for evaluation (some whole facts in arithmetic), and `write_sample_data` gives each question completions of three
+clearly different qualities.
 """
 
 import json
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from kochat_trl.data.text import has_hangul, normalized
 from kochat_trl.data.writers import write_records
-from kochat_trl.desk.sample.facts import Fact, all_facts, tables
+from kochat_trl.desk.sample.facts import all_facts, tables
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,17 @@ _HELD_OUT_SHARE = 0.115
 def make_questions(seed: int) -> tuple[list[Question], list[Question]]:
     """Return (train, held-out) questions, about 11.5 % of them held out; no prompt is in both.
 
-    Held out is at most one phrasing of a fact, so that a model which learned the fact from the
-    others can answer. In arithmetic it is every phrasing of some operand pairs.
+    Held out is at most one phrasing of a fact, so that a model which learned the fact from the others can answer. In
+    arithmetic it is every phrasing of some operand pairs.
     """
     rng = random.Random(f"{seed}/questions")
     train: list[Question] = []
     held_out: list[Question] = []
     for fact in all_facts():
-        questions = [_question(fact, prompt, rng) for prompt in fact.prompts]
+        questions = [
+            Question(prompt, fact.answers, fact.full, rng.choice(fact.wrongs), rng.choice(fact.curts), fact.domain)
+            for prompt in fact.prompts
+        ]
         if fact.held_out_whole:
             (held_out if rng.random() < _HELD_OUT_SHARE else train).extend(questions)
             continue
@@ -62,17 +65,6 @@ def make_questions(seed: int) -> tuple[list[Question], list[Question]]:
     rng.shuffle(train)
     rng.shuffle(held_out)
     return train, held_out
-
-
-def _question(fact: Fact, prompt: str, rng: random.Random) -> Question:
-    return Question(
-        prompt=prompt,
-        answers=fact.answers,
-        full=fact.full,
-        wrong=rng.choice(fact.wrongs),
-        curt=rng.choice(fact.curts),
-        domain=fact.domain,
-    )
 
 
 # --- Completions of three qualities -------------------------------------------------------------
@@ -156,8 +148,8 @@ _FILE_NAMES = {
 def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:
     """Write the sample files into ``directory`` and return their paths by key.
 
-    Despite their names the ``.jsonl`` files hold one JSON array each, as KoChatGPT's do. If any of
-    the files exists already, nothing is written and ``FileExistsError`` names it.
+    Despite their names the ``.jsonl`` files hold one JSON array each, as KoChatGPT's do. If any of the files exists
+    already, nothing is written and ``FileExistsError`` names it.
     """
     paths = {key: directory / name for key, name in _FILE_NAMES.items()}
     for path in paths.values():
@@ -190,9 +182,9 @@ def _rm_record(question: Question, completions: _Completions) -> dict[str, objec
 def _pretraining_text(questions: Sequence[Question], rng: random.Random) -> str:
     """Questions with responses of every quality, and the facts on their own, one passage a line.
 
-    Good and bad stand side by side, so that the base model learns the language and the facts but
-    no preference for good answers. A response follows its colon at once, as it does in KoChatGPT's
-    prompt, so that a tokenizer splits its first word as it will in that prompt.
+    Good and bad stand side by side, so that the base model learns the language and the facts but no preference for good
+    answers. A response follows its colon at once, as it does in KoChatGPT's prompt, so that a tokenizer splits its
+    first word as it will in that prompt.
     """
     completions = _Completions(questions, rng)
     passages: list[str] = []
@@ -216,16 +208,14 @@ class Judge:
 
     Text is compared after NFKC and with runs of whitespace folded into one space.
 
-    - correct: the response names the answer and is at most three times as long as the full answer,
-      so that a list of guesses does not pay. A number counts if it is the response's last number:
-      15 is not in "115". Any other answer counts if a word starts with it and no word starts with
-      the answer to another question of the domain (unless the full answer has that too).
+    - correct: the response names the answer and is at most three times as long as the full answer, so that a list of
+      guesses does not pay. A number counts if it is the response's last number: 15 is not in "115". Any other answer
+      counts if a word starts with it and no word starts with the answer to another question of the domain (unless the
+      full answer has that too).
     - polite: it ends with 요 or 니다, whatever punctuation follows.
-    - korean_only: it has Hangul or a digit, no letter of another script, no control character and
-      no U+FFFD.
+    - korean_only: it has Hangul or a digit, no letter of another script, no control character and no U+FFFD.
     - ended: the caller says that the model ended the response itself.
-    - not_repeating: no word occurs three times, and no two or more characters stand three times
-      in a row.
+    - not_repeating: no word occurs three times, and no two or more characters stand three times in a row.
 
     An empty response scores 0.
     """

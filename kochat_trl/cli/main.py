@@ -7,11 +7,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kochat_trl.data.readers import read_records
-from kochat_trl.data.records import BrokenRecordsError, RawRecord, RecordError, kind_of, parse
+from kochat_trl.data.records import RawRecord, RecordError, kind_of, parse
 from kochat_trl.desk.curation.faults import FAULTS
 from kochat_trl.errors import UserError, run
 
@@ -355,6 +356,7 @@ def convert_data(arguments: argparse.Namespace) -> None:
     sft: prompt and completion (`text` for a dialogue of several exchanges; `messages` without template).
     preference: prompt, chosen, rejected, and the group that pairs of one ranking share. prompt: prompt.
     """
+    from kochat_trl.data.parsing import read_parsed
     from kochat_trl.data.writers import write_records
     from kochat_trl.files import refuse_existing
     from kochat_trl.models.tokenizer import template_tokenizer
@@ -367,24 +369,18 @@ def convert_data(arguments: argparse.Namespace) -> None:
     )
     tokenizer = (_tokenizer(arguments.tokenizer) or template_tokenizer()) if arguments.template else None
     invalid: list[RecordError] = []
-    read = 0
+    records = 0
 
     def rows() -> Any:
-        nonlocal read
-        for group, raw in enumerate(read_records(arguments.file)):
-            read += 1
-            try:
-                record = parse(raw, arguments.to, options.ranking_order)
-            except RecordError as error:
-                invalid.append(error)
-                continue
-            yield from text_rows(record, group, options, tokenizer)
-        if arguments.invalid_records == "error" and invalid:
-            raise BrokenRecordsError(invalid, read)
+        nonlocal records
+        read = partial(parse, kind=arguments.to, order=options.ranking_order)
+        for source, record in read_parsed([arguments.file], read, invalid, arguments.invalid_records == "skip"):
+            records += 1
+            yield from text_rows(record, source.index, options, tokenizer)
 
     written = write_records(arguments.output, "lines", rows())
     _list_invalid(invalid)
-    print(f"{written} rows from {read - len(invalid)} records, written to {arguments.output}.")
+    print(f"{written} rows from {records} records, written to {arguments.output}.")
 
 
 def clean_data(arguments: argparse.Namespace) -> None:

@@ -11,10 +11,11 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.data.readers import read_records
+from kochat_trl.data.parsing import read_parsed
 from kochat_trl.data.records import (
     BrokenRecordsError,
     Described,
@@ -24,7 +25,6 @@ from kochat_trl.data.records import (
     Ranking,
     Record,
     RecordError,
-    Source,
     parse,
     summarize,
 )
@@ -41,7 +41,6 @@ from kochat_trl.rows.encode import (
 from kochat_trl.settings.keys import DataArguments, Stage
 
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -143,17 +142,9 @@ def build_dataset(
     """
     options = options or DataArguments()
     kind, report = KINDS[stage], DataReport()
-    records: list[Record] = []
-    sources: list[Source] = []
-    for file in files:
-        for raw in tqdm(read_records(file), desc=f"Reading {file}", delay=2, leave=False):
-            try:
-                records.append(parse(raw, kind, options.ranking_order))
-                sources.append(raw.source)
-            except RecordError as error:
-                report.left_out.append(error)
-    if report.left_out and options.invalid_records == "error":
-        raise BrokenRecordsError(report.left_out, len(records) + len(report.left_out))
+    read = partial(parse, kind=kind, order=options.ranking_order)
+    parsed = list(read_parsed(files, read, report.left_out, options.invalid_records == "skip"))
+    records: list[Record] = [record for _, record in parsed]
     if not records:
         raise UserError(f"no {kind} record in {', '.join(files)}")
 
@@ -163,7 +154,7 @@ def build_dataset(
         (
             i,
             RecordError(
-                sources[i], "(whole record)", Described(f"{n} tokens"), f"at most {max_length} tokens", "overlong"
+                parsed[i][0], "(whole record)", Described(f"{n} tokens"), f"at most {max_length} tokens", "overlong"
             ),
         )
         for i, n in enumerate(dataset["tokens"])

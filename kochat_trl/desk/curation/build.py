@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Sequence
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from kochat_trl.data.parsing import read_parsed
 from kochat_trl.data.readers import file_format, read_records
-from kochat_trl.data.records import BrokenRecordsError, RawRecord, RecordError, Turns, parse_prompt, parse_sft
+from kochat_trl.data.records import RawRecord, RecordError, Turns, parse_prompt, parse_sft
 from kochat_trl.data.text import normalized
 from kochat_trl.data.writers import write_stream
 from kochat_trl.errors import UserError
@@ -21,15 +22,9 @@ def read_prompts(
 
     Raises `BrokenRecordsError` if there are such records, unless `skip_invalid`.
     """
-    prompts, invalid = [], []
-    for raw in islice(read_records(file), limit):
-        try:
-            prompts.append(parse_prompt(raw).prompt)
-        except RecordError as error:
-            invalid.append(error)
-    if invalid and not skip_invalid:
-        raise BrokenRecordsError(invalid, len(prompts) + len(invalid))
-    return prompts, invalid
+    invalid: list[RecordError] = []
+    parsed = read_parsed([file], parse_prompt, invalid, skip_invalid, limit)
+    return [record.prompt for _, record in parsed], invalid
 
 
 def gather_answers(
@@ -37,7 +32,7 @@ def gather_answers(
 ) -> list[str]:
     """The answers of `source`, a file of answers or a model or adapter (folder or Hub name), to `prompts`."""
     if Path(source).is_file():
-        return read_answers(source, prompts)
+        return answers_in(source, prompts)
     from kochat_trl.desk.answers.generate import decoding, generate_answers
     from kochat_trl.models.loading import load_policy
     from kochat_trl.models.tokenizer import load_tokenizer
@@ -67,25 +62,24 @@ def gather_scores(reward_model: str, prompts: Sequence[str], answers: Sequence[S
     ]
 
 
-def read_answers(file: str, prompts: Sequence[str]) -> list[str]:
+def answers_in(file: str, prompts: Sequence[str]) -> list[str]:
     """The answer that `file` has for each of `prompts`: the first one, where it has several, and it may be empty.
 
     Raises `UserError` if it lacks some, or if a record is broken.
     """
-    answers: dict[str, str] = {}
-    broken: list[RecordError] = []
-    for raw in read_records(file):
-        read = raw.source.index + 1
+
+    def read(raw: RawRecord) -> tuple[str, str]:
         try:
             prompt, answer, *_ = (message["content"] for message in parse_sft(raw).messages)
         except RecordError as error:
             if error.fault != "empty":
-                broken.append(error)
-                continue
-            prompt, answer = _prompt_key(raw), ""
-        answers.setdefault(normalized(prompt), answer)
-    if broken:
-        raise BrokenRecordsError(broken, read)
+                raise
+            return _prompt_key(raw), ""
+        return normalized(prompt), answer
+
+    answers: dict[str, str] = {}
+    for _, (key, answer) in read_parsed([file], read, []):
+        answers.setdefault(key, answer)
     missing = [prompt for prompt in prompts if normalized(prompt) not in answers]
     if missing:
         raise UserError(f"{file}: no answer to {len(missing)} of {len(prompts)} prompts, such as {missing[:3]}")

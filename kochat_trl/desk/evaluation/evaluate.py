@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
+from kochat_trl.data.parsing import read_parsed
 from kochat_trl.data.rankings import RankingOrder
-from kochat_trl.data.readers import read_records
-from kochat_trl.data.records import BrokenRecordsError, Dialogue, Ranking, RecordError, kind_of, parse
+from kochat_trl.data.records import Dialogue, Ranking, RecordError, kind_of, parse
 from kochat_trl.data.text import hangul_share
 from kochat_trl.data.writers import to_json
 from kochat_trl.errors import UserError
@@ -118,15 +118,8 @@ def read_files(
 
     Raises `BrokenRecordsError` if there are errors, unless `skip_invalid`; `UserError` if no record is left.
     """
-    records: list[Any] = []
     invalid: list[RecordError] = []
-    for raw in (raw for file in files for raw in read_records(file)):
-        try:
-            records.append(read(raw))
-        except RecordError as error:
-            invalid.append(error)
-    if invalid and not skip_invalid:
-        raise BrokenRecordsError(invalid, len(records) + len(invalid))
+    records = [record for _, record in read_parsed(files, read, invalid, skip_invalid)]
     if not records:
         raise UserError(f"there is nothing to score in {', '.join(files)}")
     return records, invalid

@@ -5,10 +5,10 @@ import json
 from kochat_trl.data.readers import read_records
 from kochat_trl.data.records import parse_preference
 from kochat_trl.desk.curation.build import (
+    answers_in,
     gather_answers,
     gather_scores,
     rank_answers,
-    read_answers,
     read_prompts,
     split_file,
 )
@@ -76,11 +76,11 @@ def test_answers_come_from_a_file_or_a_model(write, tiny_base, tiny_tokenizer, t
     path = write("answers.jsonl", '[{"prompt": "나", "completion": "둘"}, {"prompt": " 가", "completion": "하나"}]')
     assert gather_answers(path, ["가", "나"], 8, 1.0, 0) == ["하나", "둘"]
     with pytest.raises(UserError, match=r"no answer to 1 of 2 prompts, such as \['다'\]"):
-        read_answers(path, ["가", "다"])
+        answers_in(path, ["가", "다"])
     empty = write("empty.jsonl", '[{"prompt": "가", "completion": ""}, {"prompt": "나", "completion": "둘"}]')
-    assert read_answers(empty, ["나", "가"]) == ["둘", ""]  # which the ranking then leaves out
+    assert answers_in(empty, ["나", "가"]) == ["둘", ""]  # which the ranking then leaves out
     with pytest.raises(UserError, match=r"1 of 2 records .*\n.*record 1\).*field 'completion'"):
-        read_answers(write("broken.jsonl", '[{"prompt": "가", "completion": "나"}, {"prompt": "다"}]'), ["가"])
+        answers_in(write("broken.jsonl", '[{"prompt": "가", "completion": "나"}, {"prompt": "다"}]'), ["가"])
     sampled = gather_answers(tiny_base, ["반가워요", "반가워요"], 8, 1.0, 0)
     assert sampled != gather_answers(tiny_base, ["반가워요", "반가워요"], 8, 1.0, 1)
     assert sampled == gather_answers(tiny_base, ["반가워요", "반가워요"], 8, 1.0, 0)

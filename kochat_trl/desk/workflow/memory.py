@@ -8,15 +8,14 @@ import copy
 import logging
 import tempfile
 import warnings
-import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kochat_trl.desk.workflow.tracing import LiveBytes, NoValues, bytes_of, storage_of, tensors_of
 from kochat_trl.errors import UserError
 from kochat_trl.models.heads import linear_head
 from kochat_trl.models.loading import add_lora, cast_trainable_to_float32, empty_model, load_config, lora_config
@@ -32,15 +31,10 @@ import torch
 from bitsandbytes.nn import Int8Params, Params4bit
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from peft import get_peft_model
-from rich.console import Console
-from rich.table import Table
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -52,10 +46,6 @@ from transformers.utils import logging as transformers_logging
 from trl import SFTTrainer
 
 STAGES: tuple[Stage, ...] = ("sft", "reward", "ppo")
-CARDS = (6, 8, 12, 16, 24)  # GB of consumer GPUs
-GB = 2**30
-# What a GPU takes beside the tensors: the CUDA context, workspaces of cuBLAS, fragments. Assumed, not measured.
-GPU_EXTRA = GB
 
 
 @dataclass(frozen=True)
@@ -119,19 +109,6 @@ def _refuse(stages: dict[Stage, Arguments]) -> None:
         raise UserError("max_prompt_length of ppo is not set: a prompt may be of any length")
 
 
-def most_rows(one: Footprint, some: Footprint, many: Footprint, card_gb: float) -> int:
-    """How many rows fit a card of so many GB, from the footprints of one phase with one row, with some and with many.
-
-    From some to many the bytes grow with the rows. With one row another moment may be the fullest, such as the
-    optimizer's step: where that doesn't fit, nothing does, and the answer is 0.
-    """
-    room = card_gb * GB - GPU_EXTRA
-    a_row = (many.peak - some.peak) / (many.rows - some.rows)
-    if one.peak > room:
-        return 0
-    return max(1, int((room - some.peak) // max(a_row, 1)) + some.rows)
-
-
 def trace(
     stage: Stage, args: Arguments, stages: dict[Stage, Arguments], shape: PretrainedConfig, rows: int | None = None
 ) -> list[Footprint]:
@@ -143,7 +120,7 @@ def trace(
             args.training.local_rollout_forward_batch_size = rows
     with torch.device("meta"):
         model = _ppo_roles(args, stages, shape) if stage == "ppo" else _trained_model(stage, args, shape)
-    with FakeTensorMode(allow_non_fake_inputs=True), _NoValues():
+    with FakeTensorMode(allow_non_fake_inputs=True), NoValues():
         _materialize(model)
         trainer, phases = _PREPARE[stage](model, args)
         return [_measure(name, count, step, trainer, shape.vocab_size) for name, count, step in phases]
@@ -151,8 +128,8 @@ def trace(
 
 def _measure(phase: str, rows: int, step: Callable[[], None], trainer: Any, vocab_size: int) -> Footprint:
     model = trainer.model
-    weights = {_key(t): t for t in _tensors_of(model)}.values()
-    trained = _bytes(t for t in weights if t.requires_grad)
+    weights = {storage_of(t): t for t in tensors_of(model)}.values()
+    trained = bytes_of(t for t in weights if t.requires_grad)
     for tensor in weights:
         if tensor.requires_grad:
             tensor.grad = torch.zeros_like(tensor)
@@ -172,77 +149,10 @@ def _measure(phase: str, rows: int, step: Callable[[], None], trainer: Any, voca
             parts[f"frozen weights, {str(tensor.dtype).removeprefix('torch.')}"] += tensor.untyped_storage().nbytes()
     parts["trained weights"] = trained
     parts["gradients"] = live.gradients_at_peak
-    parts["optimizer"] = _bytes(states)
+    parts["optimizer"] = bytes_of(states)
     parts["logits"] = live.logits_at_peak
     parts["KV cache and activations" if phase == SAMPLING else "activations"] = live.peak - parts.total()
     return Footprint(phase, rows, {name: size for name, size in parts.items() if size})
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of live tensors, and the most that there were since `restart`, as operations pass by."""
-
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__()
-        self.vocab_size = vocab_size
-        self.now = self.logits = self.gradients = 0
-        self._has_gradient: set[int] = set()
-        self._alive: dict[int, Any] = {}
-        self.restart()
-
-    def restart(self) -> None:
-        self.peak, self.logits_at_peak, self.gradients_at_peak = self.now, self.logits, self.gradients
-
-    def note_gradient(self, weight: Tensor) -> None:
-        """A weight's gradient is there, or has grown by another's; it is among the live bytes already."""
-        if id(weight) not in self._has_gradient:
-            self._has_gradient.add(id(weight))
-            self.gradients += weight.untyped_storage().nbytes()
-
-    def add(self, tensors: Any) -> None:
-        """Follow these tensors until they are gone."""
-        for tensor in tree_leaves(tensors):
-            if isinstance(tensor, Tensor) and (key := _key(tensor)) not in self._alive:
-                storage = tensor.untyped_storage()
-                size, over_vocabulary = storage.nbytes(), tensor.ndim > 1 and tensor.shape[-1] == self.vocab_size
-                self.now += size
-                self.logits += size * over_vocabulary
-                self._alive[key] = weakref.ref(storage, partial(self._drop, key, size, over_vocabulary))
-        if self.now > self.peak:
-            self.restart()
-
-    def _drop(self, key: int, size: int, over_vocabulary: bool, _: Any) -> None:
-        del self._alive[key]
-        self.now -= size
-        self.logits -= size * over_vocabulary
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **kwargs or {})
-        self.add(result)
-        return result
-
-
-class _NoValues(TorchFunctionMode):
-    """Answers what code asks of a tensor's values as if all were 1 or True: no padding, no response that ends early."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ("item", "__bool__", "__int__", "__float__", "__index__"):
-            return name in ("item", "__bool__") or 1
-        if name in ("allclose", "equal"):
-            return True
-        if name == "tolist":
-            return _ones(args[0].shape)
-        if name == "nonzero":
-            mask = args[0]
-            places = torch.meshgrid(*(torch.arange(n, device=mask.device) for n in mask.shape), indexing="ij")
-            return tuple(place.reshape(-1) for place in places)
-        if name == "__getitem__" and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
-            return args[0].flatten(0, args[1].ndim - 1).clone()
-        return func(*args, **kwargs or {})
-
-
-def _ones(shape: Sequence[int]) -> Any:
-    return [_ones(shape[1:]) for _ in range(shape[0])] if shape else 1
 
 
 # --- The stages, without values ------------------------------------------------------------------
@@ -404,66 +314,3 @@ def quiet() -> Iterator[None]:
         yield
     enable_progress_bars()
     transformers_logging.set_verbosity(level)
-
-
-# --- Bytes ---------------------------------------------------------------------------------------
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(t.untyped_storage().nbytes() for t in {_key(t): t for t in tensors}.values())
-
-
-def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
-    """Weights, buffers, and the scales of quantized weights."""
-    yield from model.parameters()
-    yield from model.buffers()
-    for module in model.modules():
-        for holder in (getattr(module, "state", None), getattr(module, "weight", None)):
-            yield from (t for t in (getattr(holder, "SCB", None),) if isinstance(t, Tensor))
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        while state is not None:  # double quantization has a state of the scales
-            yield from (t for t in (state.absmax, state.code, state.offset) if isinstance(t, Tensor))
-            state = state.state2
-
-
-# --- Tables --------------------------------------------------------------------------------------
-
-
-def print_memory(
-    one: Sequence[Footprint],
-    planned: Sequence[Footprint],
-    many: Sequence[Footprint],
-    cards: Sequence[float],
-    console: Console,
-) -> None:
-    """What each phase takes as `planned`, part by part, and the rows that fit each card (`most_rows`)."""
-    names = list(dict.fromkeys(name for footprint in planned for name in footprint.parts))
-    table = Table(title="GB at the fullest moment", title_justify="left")
-    table.add_column(overflow="fold")
-    for footprint in planned:
-        table.add_column(f"{footprint.phase}, {footprint.rows} rows", justify="right")
-    for name in names:
-        table.add_row(name, *(f"{footprint.parts.get(name, 0) / GB:.3f}" for footprint in planned))
-    table.add_section()
-    table.add_row("peak", *(f"{footprint.peak / GB:.3f}" for footprint in planned), style="bold")
-    console.print(table)
-
-    fits = Table(title="rows that fit a GPU, 1 GB of it left for what is no tensor", title_justify="left")
-    fits.add_column("GPU")
-    for footprint in planned:
-        fits.add_column(footprint.phase, justify="right")
-    for card in cards:
-        rows = [most_rows(*three, card) for three in zip(one, planned, many, strict=True)]
-        enough = [count >= footprint.rows for count, footprint in zip(rows, planned, strict=True)]
-        fits.add_row(f"{card:g} GB", *(f"{n}{'' if ok else ' ✗'}" for n, ok in zip(rows, enough, strict=True)))
-    console.print(fits)
-    console.print(
-        "✗: fewer than the config asks for. Rows are per_device_train_batch_size, which counts rankings for the reward "
-        "model, and for sampling local_rollout_forward_batch_size. No GPU was measured: these are the tensors of "
-        "PyTorch's CPU operations (docs/hardware.md). The reward model's evaluation and the report load the base in "
-        "float32, and aren't counted."
-    )

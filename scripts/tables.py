@@ -66,7 +66,8 @@ def shapes() -> dict[str, PretrainedConfig]:
 def hardware() -> Iterator[tuple[str, str]]:
     """For each base and precision GB of each stage, as configs/kogpt2 has it, and the cards that it fits; and the
     planner against real steps."""
-    from kochat_trl.desk.workflow.memory import CARDS, GB, most_rows, plan_memory
+    from kochat_trl.desk.workflow.memory import plan_memory
+    from kochat_trl.desk.workflow.memory_view import CARDS, GB, most_rows
 
     lines = ["| | | SFT | reward model | PPO | as configured on | one row on |", "| --- |" + " --- |" * 6]
     for base, shape in shapes().items():
@@ -89,14 +90,14 @@ def hardware() -> Iterator[tuple[str, str]]:
 
 def experiments() -> Iterator[tuple[str, str]]:
     """The comparison of the set with each group of experiments, which are run first."""
-    from kochat_trl.desk.workflow.comparison import as_markdown, compare
+    from kochat_trl.desk.workflow.comparison import as_markdown, compare_runs
     from kochat_trl.desk.workflow.pipeline import make_plans, run_plan
 
     console = Console()
     for table, names in EXPERIMENTS.items():
         plans = make_plans([SET, *(f"configs/experiments/{name}.yaml" for name in names)], SEEDS)
         run_plan([step for plan in plans for step in plan.steps], console)
-        yield table, as_markdown(compare(plans))
+        yield table, as_markdown(compare_runs(plans))
 
 
 def fill(path: Path, name: str, table: str) -> None:

@@ -99,7 +99,7 @@ def test_the_example_of_each_help_runs(name, kochat, project):
 def test_help_is_quick():
     """Nothing heavy is imported before a command asks for it."""
     heavy = {"torch", "transformers", "datasets", "rich", "numpy", "matplotlib"}
-    code = f"import sys, kochat_trl.cli; print({heavy} & set(sys.modules))"
+    code = f"import sys, kochat_trl.cli.main; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -55,7 +55,7 @@ REFUSED = ("num_return_sequences", "return_dict_in_generate", "num_beam_groups",
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A response: its text, and its ids, the end-of-sequence token among them where the model `ended` it itself."""
 
     text: str
@@ -102,7 +102,7 @@ def generate_answers(
     settings: dict[str, Any],
     batch_size: int = 64,
     seed: int = 0,
-) -> list[Answer]:
+) -> list[Response]:
     """Answer each prompt, templated, with `settings` of `decoding`; prompts of like length go together.
 
     The result is the same for the same seed, batch size and prompts. Raises `UserError` if a prompt and its answer may
@@ -113,7 +113,7 @@ def generate_answers(
     config = _config(settings, tokenizer)
     ids = encode_prompts(tokenizer, prompts)
     check_room(model, max(map(len, ids), default=0), settings["max_new_tokens"])
-    answers: dict[int, Answer] = {}
+    answers: dict[int, Response] = {}
     by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for start in tqdm(range(0, len(ids), batch_size), desc="answering", delay=2, leave=False):
         places = by_length[start : start + batch_size]
@@ -136,12 +136,12 @@ def _generate(model: Any, config: GenerationConfig, **inputs: Any) -> torch.Tens
         model.generation_config = own
 
 
-def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Answer:
+def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Response:
     """The answer in the ids of a row: what is up to the end-of-sequence token."""
     ended = tokenizer.eos_token_id in ids
     if ended:
         ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
-    return Answer(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), tuple(ids), ended)
+    return Response(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), tuple(ids), ended)
 
 
 def check_room(model: Any, prompt_tokens: int, new_tokens: int) -> None:
@@ -155,7 +155,7 @@ def check_room(model: Any, prompt_tokens: int, new_tokens: int) -> None:
 
 
 @torch.no_grad()
-def mean_logprob(model: Any, prompt_ids: Sequence[int], answer: Answer, temperature: float = 1.0) -> float:
+def mean_logprob(model: Any, prompt_ids: Sequence[int], answer: Response, temperature: float = 1.0) -> float:
     """The mean of log p(token) over the tokens of an answer, in nats; of the model itself at temperature 1."""
     ids = torch.tensor([[*prompt_ids, *answer.ids]], device=model.device)
     logits = model(input_ids=ids).logits[0, len(prompt_ids) - 1 : -1].float() / temperature
@@ -192,7 +192,7 @@ def compare_decoding(
     return sorted(rows, key=lambda row: prompts.index(row["prompt"]))
 
 
-def print_comparison(rows: Sequence[dict[str, Any]], console: Console) -> None:
+def print_decodings(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """A table for each prompt, a line for each strategy."""
     scored = any("score" in row for row in rows)
     for prompt in dict.fromkeys(row["prompt"] for row in rows):

@@ -36,7 +36,7 @@ def figures_of(plan: Plan) -> dict[str, float]:
     return found
 
 
-def compare(plans: Sequence[Plan]) -> list[list[str]]:
+def compare_runs(plans: Sequence[Plan]) -> list[list[str]]:
     """A heading, and a line for each config: the mean of each figure over the seeds, ± half its interval."""
     by_config: dict[str, list[dict[str, float]]] = {}
     for plan in plans:
@@ -57,7 +57,7 @@ def _cell(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {half_interval(values):.{digits}f}"
 
 
-def print_comparison(lines: Sequence[Sequence[str]], console: Console) -> None:
+def print_runs(lines: Sequence[Sequence[str]], console: Console) -> None:
     """The lines as a table of the terminal."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=True)
     table.add_column(overflow="fold")

@@ -7,55 +7,22 @@ follows the bytes that are alive. So attention, losses and quantized layers are 
 import copy
 import logging
 import tempfile
-import warnings
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kochat_trl.desk.workflow.tracing import NoValues, bytes_of, storage_of, tensors_of
 from kochat_trl.errors import UserError
-from kochat_trl.models.heads import linear_head
-from kochat_trl.models.loading import add_lora, cast_trainable_to_float32, empty_model, load_config, lora_config
-from kochat_trl.ppo.roles import Roles, adapter_parameters, adapters_of, separate_models
-from kochat_trl.ppo.rollout import Rollout, Trajectory, next_tokens, without_checkpointing
-from kochat_trl.ppo.trainer import PPOTrainer
-from kochat_trl.reward.trainer import RankingTrainer
+from kochat_trl.models.loading import load_config
 from kochat_trl.settings.keys import Stage
 from kochat_trl.settings.parse import Arguments, folder_of, parse_arguments, read_config
 
-import bitsandbytes.functional as bnb
 import torch
-from bitsandbytes.nn import Int8Params, Params4bit
-from datasets import Dataset, disable_progress_bars, enable_progress_bars
-from peft import get_peft_model
-from rich.console import Console
-from rich.table import Table
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    DynamicCache,
-    PretrainedConfig,
-    PreTrainedTokenizerFast,
-)
-from transformers.utils import logging as transformers_logging
-from trl import SFTTrainer
+from transformers import PretrainedConfig
 
 STAGES: tuple[Stage, ...] = ("sft", "reward", "ppo")
-CARDS = (6, 8, 12, 16, 24)  # GB of consumer GPUs
-GB = 2**30
-# What a GPU takes beside the tensors: the CUDA context, workspaces of cuBLAS, fragments. Assumed, not measured.
-GPU_EXTRA = GB
 
 
 @dataclass(frozen=True)
@@ -119,19 +86,6 @@ def _refuse(stages: dict[Stage, Arguments]) -> None:
         raise UserError("max_prompt_length of ppo is not set: a prompt may be of any length")
 
 
-def most_rows(one: Footprint, some: Footprint, many: Footprint, card_gb: float) -> int:
-    """How many rows fit a card of so many GB, from the footprints of one phase with one row, with some and with many.
-
-    From some to many the bytes grow with the rows. With one row another moment may be the fullest, such as the
-    optimizer's step: where that doesn't fit, nothing does, and the answer is 0.
-    """
-    room = card_gb * GB - GPU_EXTRA
-    a_row = (many.peak - some.peak) / (many.rows - some.rows)
-    if one.peak > room:
-        return 0
-    return max(1, int((room - some.peak) // max(a_row, 1)) + some.rows)
-
-
 def trace(
     stage: Stage, args: Arguments, stages: dict[Stage, Arguments], shape: PretrainedConfig, rows: int | None = None
 ) -> list[Footprint]:
@@ -143,7 +97,7 @@ def trace(
             args.training.local_rollout_forward_batch_size = rows
     with torch.device("meta"):
         model = _ppo_roles(args, stages, shape) if stage == "ppo" else _trained_model(stage, args, shape)
-    with FakeTensorMode(allow_non_fake_inputs=True), _NoValues():
+    with FakeTensorMode(allow_non_fake_inputs=True), NoValues():
         _materialize(model)
         trainer, phases = _PREPARE[stage](model, args)
         return [_measure(name, count, step, trainer, shape.vocab_size) for name, count, step in phases]
@@ -151,320 +105,5 @@ def trace(
 
 def _measure(phase: str, rows: int, step: Callable[[], None], trainer: Any, vocab_size: int) -> Footprint:
     model = getattr(trainer, "roles", trainer.model)
-    weights = {_key(t): t for t in _tensors_of(model)}.values()
-    trained = _bytes(t for t in weights if t.requires_grad)
-    for tensor in weights:
-        if tensor.requires_grad:
-            tensor.grad = torch.zeros_like(tensor)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad()
-    states = [t for state in trainer.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-    live = LiveBytes(vocab_size)
-    live.add([*weights, *states])
-    hooks = [t.register_post_accumulate_grad_hook(live.note_gradient) for t in weights if t.requires_grad]
-    with live:
-        step()
-    for hook in hooks:
-        hook.remove()
-    parts = Counter[str]()
-    for tensor in weights:
-        if not tensor.requires_grad:
-            parts[f"frozen weights, {str(tensor.dtype).removeprefix('torch.')}"] += tensor.untyped_storage().nbytes()
-    parts["trained weights"] = trained
-    parts["gradients"] = live.gradients_at_peak
-    parts["optimizer"] = _bytes(states)
-    parts["logits"] = live.logits_at_peak
-    parts["KV cache and activations" if phase == SAMPLING else "activations"] = live.peak - parts.total()
-    return Footprint(phase, rows, {name: size for name, size in parts.items() if size})
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of live tensors, and the most that there were since `restart`, as operations pass by."""
-
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__()
-        self.vocab_size = vocab_size
-        self.now = self.logits = self.gradients = 0
-        self._has_gradient: set[int] = set()
-        self._alive: dict[int, Any] = {}
-        self.restart()
-
-    def restart(self) -> None:
-        self.peak, self.logits_at_peak, self.gradients_at_peak = self.now, self.logits, self.gradients
-
-    def note_gradient(self, weight: Tensor) -> None:
-        """A weight's gradient is there, or has grown by another's; it is among the live bytes already."""
-        if id(weight) not in self._has_gradient:
-            self._has_gradient.add(id(weight))
-            self.gradients += weight.untyped_storage().nbytes()
-
-    def add(self, tensors: Any) -> None:
-        """Follow these tensors until they are gone."""
-        for tensor in tree_leaves(tensors):
-            if isinstance(tensor, Tensor) and (key := _key(tensor)) not in self._alive:
-                storage = tensor.untyped_storage()
-                size, over_vocabulary = storage.nbytes(), tensor.ndim > 1 and tensor.shape[-1] == self.vocab_size
-                self.now += size
-                self.logits += size * over_vocabulary
-                self._alive[key] = weakref.ref(storage, partial(self._drop, key, size, over_vocabulary))
-        if self.now > self.peak:
-            self.restart()
-
-    def _drop(self, key: int, size: int, over_vocabulary: bool, _: Any) -> None:
-        del self._alive[key]
-        self.now -= size
-        self.logits -= size * over_vocabulary
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **kwargs or {})
-        self.add(result)
-        return result
-
-
-class _NoValues(TorchFunctionMode):
-    """Answers what code asks of a tensor's values as if all were 1 or True: no padding, no response that ends early."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ("item", "__bool__", "__int__", "__float__", "__index__"):
-            return name in ("item", "__bool__") or 1
-        if name in ("allclose", "equal"):
-            return True
-        if name == "tolist":
-            return _ones(args[0].shape)
-        if name == "nonzero":
-            mask = args[0]
-            places = torch.meshgrid(*(torch.arange(n, device=mask.device) for n in mask.shape), indexing="ij")
-            return tuple(place.reshape(-1) for place in places)
-        if name == "__getitem__" and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
-            return args[0].flatten(0, args[1].ndim - 1).clone()
-        return func(*args, **kwargs or {})
-
-
-def _ones(shape: Sequence[int]) -> Any:
-    return [_ones(shape[1:]) for _ in range(shape[0])] if shape else 1
-
-
-# --- The stages, without values ------------------------------------------------------------------
-
-SAMPLING = "PPO, sampling"
-Phase = tuple[str, int, Callable[[], None]]
-
-
-def _trained_model(stage: str, args: Arguments, shape: PretrainedConfig) -> Any:
-    shape = copy.deepcopy(shape)
-    shape.pad_token_id, shape.num_labels = 3, 1
-    auto_class = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
-    return cast_trainable_to_float32(add_lora(empty_model(auto_class, shape, args.model), args.model))
-
-
-def _ppo_roles(args: Arguments, stages: dict[Stage, Arguments], shape: PretrainedConfig) -> Roles:
-    """What `load_roles` makes of the outputs of SFT and reward model."""
-    own_value = args.training.value_model == "adapter"
-    if not (stages["sft"].model.use_peft and stages["reward"].model.use_peft):
-        policy, reward, value = (_trained_model(stage, stages[stage], shape) for stage in ("sft", "reward", "reward"))
-        return separate_models(policy, None, reward, value if own_value else None)
-    backbone = empty_model(AutoModelForCausalLM, shape, args.model)
-    roles = {"policy": "sft", "reference": "sft", "reward": "reward", **({"value": "reward"} if own_value else {})}
-    model: Any = None
-    for name, stage in roles.items():
-        config = lora_config(backbone, stages[stage].model)  # type: ignore[index]
-        if model is None:
-            model = get_peft_model(backbone, config, adapter_name=name)
-        else:
-            model.add_adapter(name, config)
-        for parameter in adapter_parameters(model, name):
-            parameter.data = parameter.data.float()
-    heads = [linear_head(torch.zeros(1, shape.hidden_size)) for _ in range(2)]
-    return adapters_of(model, heads[0], heads[1] if own_value else None)
-
-
-def _materialize(model: nn.Module) -> None:
-    """Put fake tensors, quantized as bitsandbytes does it, in the place of a model's weights on the meta device."""
-    made: dict[int, nn.Parameter | Tensor] = {}
-    for module in model.modules():
-        for weights in (module._parameters, module._buffers):
-            for name, weight in weights.items():
-                if weight is not None:
-                    if id(weight) not in made:
-                        made[id(weight)] = _fake(weight)
-                    weights[name] = made[id(weight)]  # type: ignore[assignment]
-    model.to = lambda *device: model  # type: ignore[method-assign]  # Trainers move it to where it is; fakes can't be
-
-
-def _fake(weight: Any) -> Any:
-    fake: Any = torch.empty(weight.shape, dtype=weight.dtype)
-    if not isinstance(weight, nn.Parameter):
-        return fake
-    if isinstance(weight, Int8Params):
-        values, scales, _ = bnb.int8_vectorwise_quant(fake.half())
-        fake = nn.Parameter(values, requires_grad=False)
-        fake.CB, fake.SCB, fake.has_fp16_weights = fake.data, scales, False
-    elif isinstance(weight, Params4bit):
-        settings = {"blocksize": weight.blocksize, "quant_type": weight.quant_type}
-        values, state = bnb.quantize_4bit(fake, compress_statistics=weight.compress_statistics, **settings)
-        fake = nn.Parameter(values, requires_grad=False)
-        fake.quant_state, fake.bnb_quantized = state, True
-    else:
-        fake = nn.Parameter(fake, requires_grad=weight.requires_grad)
-    return fake
-
-
-def tokenizer_of_four() -> PreTrainedTokenizerFast:
-    """A tokenizer of special tokens alone: the trainers ask for one."""
-    words = Tokenizer(WordLevel({"<s>": 0, "</s>": 1, "<usr>": 2, "<pad>": 3}))
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>")
-
-
-def _prepare_sft(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
-    data = Dataset.from_dict({"input_ids": [[1, 1]], "labels": [[1, 1]]})
-    trainer = SFTTrainer(model=model, args=args.training, train_dataset=data, processing_class=tokenizer_of_four())
-    ids = torch.zeros(args.training.per_device_train_batch_size, args.training.max_length, dtype=torch.long)
-    return _prepare(trainer, "SFT", {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)})
-
-
-def _prepare_reward(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
-    rows = args.training.per_device_train_batch_size
-    data = Dataset.from_dict({"completion_ids": [[[1]] * COMPLETIONS], "ranks": [[*range(COMPLETIONS)]], "length": [1]})
-    trainer = RankingTrainer(
-        args.recipe, model=model, args=args.training, train_dataset=data, processing_class=tokenizer_of_four()
-    )
-    ids = torch.zeros(rows * COMPLETIONS, args.training.max_length, dtype=torch.long)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return _prepare(trainer, "reward model", batch | {"ranks": torch.zeros(rows, COMPLETIONS, dtype=torch.long)})
-
-
-def _prepare(trainer: Any, name: str, batch: dict[str, Tensor]) -> tuple[Any, list[Phase]]:
-    training = trainer.args
-    cast_trainable_to_float32(trainer.model)
-    if training.activation_checkpointing:
-        trainer.model.activation_checkpointing_enable(
-            activation_checkpointing_kwargs=training.activation_checkpointing_kwargs
-        )
-    trainer.create_optimizer()
-    trainer.current_gradient_accumulation_steps = 1
-
-    def step() -> None:
-        trainer.training_step(trainer.model, dict(batch))
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-
-    return trainer, [(name, training.per_device_train_batch_size, step)]
-
-
-def _prepare_ppo(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
-    training = args.training
-    length, count = training.response_length, training.per_device_train_batch_size
-    prompts = [[1] * int(args.recipe.max_prompt_length or 0)]
-    data = Dataset.from_dict({"input_ids": prompts * count * training.gradient_accumulation_steps})
-    training.total_episodes, training.stop_token = len(data), "eos"
-    trainer = PPOTrainer(training, tokenizer_of_four(), model, None, None, data)
-    rows, size = len(data), training.local_mini_batch_size
-    mask, tokens = torch.ones(rows, length, dtype=torch.bool), torch.zeros(rows, length, dtype=torch.long)
-    prompts, responses = prompts * rows, [[1] * length] * rows
-    rollout = Rollout(prompts, responses, tokens, mask, mask, mask[:, 0])
-    micro = training.micro_batch_size
-    mini_batch = [list(range(i, i + micro)) for i in range(0, size, micro)]
-    targets = Trajectory.zeros((rows, length), "cpu", torch.float32)
-    targets.advantages = targets.returns = torch.zeros(rows, length)
-    together = min(training.local_rollout_forward_batch_size, rows)
-
-    @torch.no_grad()
-    def sample() -> None:
-        """The first token of responses, and the last: in between the cache grows, and nothing else."""
-        policy, width = trainer.roles.policy, len(prompts[0])
-        cache, uniform = DynamicCache(config=policy.backbone.config), torch.zeros(together, 1, dtype=torch.float64)
-        ids, mask = (torch.ones(together, width + length, dtype=torch.long) for _ in range(2))
-        with trainer.accelerator.autocast(), policy.active(), without_checkpointing(policy.backbone):
-            next_tokens(policy, ids[:, :width], mask[:, :width], cache, uniform, 1.0)
-            states: Any
-            for layer, states in enumerate(cache.layers):
-                more = states.keys[:, :, :1].expand(-1, -1, max(0, length - 2), -1)
-                cache.update(more, more, layer)
-            next_tokens(policy, ids[:, :1], mask[:, : width + max(1, length - 1)], cache, uniform, 1.0)
-
-    def update() -> None:
-        trainer.score(rollout, [mini_batch])
-        trainer.step(1, rollout, mini_batch, targets, first=False)
-
-    return trainer, [("PPO, update", micro, update), (SAMPLING, together, sample)]
-
-
-_PREPARE: dict[str, Any] = {"sft": _prepare_sft, "reward": _prepare_reward, "ppo": _prepare_ppo}
-COMPLETIONS = 3  # of a ranking, as KoChatGPT's have
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and warnings of the libraries: there is no training here that they could be about."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    disable_progress_bars()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    enable_progress_bars()
-    transformers_logging.set_verbosity(level)
-
-
-# --- Bytes ---------------------------------------------------------------------------------------
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(t.untyped_storage().nbytes() for t in {_key(t): t for t in tensors}.values())
-
-
-def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
-    """Weights, buffers, and the scales of quantized weights."""
-    yield from model.parameters()
-    yield from model.buffers()
-    for module in model.modules():
-        for holder in (getattr(module, "state", None), getattr(module, "weight", None)):
-            yield from (t for t in (getattr(holder, "SCB", None),) if isinstance(t, Tensor))
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        while state is not None:  # double quantization has a state of the scales
-            yield from (t for t in (state.absmax, state.code, state.offset) if isinstance(t, Tensor))
-            state = state.state2
-
-
-# --- Tables --------------------------------------------------------------------------------------
-
-
-def print_memory(
-    one: Sequence[Footprint],
-    planned: Sequence[Footprint],
-    many: Sequence[Footprint],
-    cards: Sequence[float],
-    console: Console,
-) -> None:
-    """What each phase takes as `planned`, part by part, and the rows that fit each card (`most_rows`)."""
-    names = list(dict.fromkeys(name for footprint in planned for name in footprint.parts))
-    table = Table(title="GB at the fullest moment", title_justify="left")
-    table.add_column(overflow="fold")
-    for footprint in planned:
-        table.add_column(f"{footprint.phase}, {footprint.rows} rows", justify="right")
-    for name in names:
-        table.add_row(name, *(f"{footprint.parts.get(name, 0) / GB:.3f}" for footprint in planned))
-    table.add_section()
-    table.add_row("peak", *(f"{footprint.peak / GB:.3f}" for footprint in planned), style="bold")
-    console.print(table)
-
-    fits = Table(title="rows that fit a GPU, 1 GB of it left for what is no tensor", title_justify="left")
-    fits.add_column("GPU")
-    for footprint in planned:
-        fits.add_column(footprint.phase, justify="right")
-    for card in cards:
-        rows = [most_rows(*three, card) for three in zip(one, planned, many, strict=True)]
-        enough = [count >= footprint.rows for count, footprint in zip(rows, planned, strict=True)]
-        fits.add_row(f"{card:g} GB", *(f"{n}{'' if ok else ' ✗'}" for n, ok in zip(rows, enough, strict=True)))
-    console.print(fits)
-    console.print(
-        "✗: fewer than the config asks for. Rows are per_device_train_batch_size, which counts rankings for the reward "
-        "model, and for sampling local_rollout_forward_batch_size. No GPU was measured: these are the tensors of "
-        "PyTorch's CPU operations (docs/hardware.md). The reward model's evaluation and the report load the base in "
-        "float32, and aren't counted."
-    )
+    weights = {storage_of(t): t for t in tensors_of(model)}.values()
+    trained = bytes_of(t for t in weights if t.requires_grad)

@@ -7,15 +7,18 @@ stage, or an experiment: a file that extends such a folder, and says what differ
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kochat_trl.errors import UserError
+from kochat_trl.files import set_aside
 from kochat_trl.settings.parse import folder_of, read_config, resolve_arguments
 
 import torch
@@ -268,20 +271,65 @@ def run_plan(steps: Sequence[Step], console: Console) -> dict[str, float]:
         if step.command is None:
             continue
         if step.stage in ("merge", "evaluate") and step.output.exists():
-            from kochat_trl.files import set_aside
-
             set_aside(step.output)
         started = time.perf_counter()
-        try:
-            done = subprocess.run(step.command)
-        except KeyboardInterrupt:
+        code, stopped = _run(step.command, console)
+        if stopped:
             raise UserError(
                 f"{step.stage} was stopped. PPO finishes its update and saves first, if its config saves checkpoints; "
                 "then the same command, without --from, goes on"
-            ) from None
-        if done.returncode:
+            )
+        if code:
             raise UserError(
                 f"{step.stage} failed; its message is above. Once mended, the same command, without --from, goes on"
             )
         seconds[step.stage] = round(time.perf_counter() - started, 1)
     return seconds
+
+
+def _run(command: list[str], console: Console) -> tuple[int, bool]:
+    """The exit code of a command that ran in a process group of its own, and whether a signal stopped it.
+
+    accelerate's launcher ends at Ctrl-C and leaves the recipe, which is still saving, to itself: a quick rerun would
+    race it. So the first signal goes to the whole group, once, and all of the group is waited for; a second kills it.
+    """
+    signals: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int | None = None, frame: Any = None) -> None:
+        if number is not None:
+            signals.append(number)
+            if len(signals) == 1:
+                console.print("Waiting for it to end: PPO finishes its update and saves. Ctrl-C again kills it.")
+        if process is not None and signals:
+            with suppress(ProcessLookupError, PermissionError):  # all have ended
+                os.killpg(process.pid, signals[0] if len(signals) == 1 else signal.SIGKILL)
+
+    caught = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in caught}
+    try:
+        process = subprocess.Popen(command, start_new_session=True)
+        pass_on()  # what came before there was a process
+        code = process.wait()
+        while signals and _is_running(process.pid):
+            time.sleep(0.1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code, bool(signals)
+
+
+def _is_running(group: int) -> bool:
+    """Whether a process of the group runs. One that has ended and that nobody asked after, a zombie, doesn't."""
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):  # the second is what macOS says of zombies
+        return False
+    if not Path("/proc/self/stat").exists():
+        return True
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            state, _, of, *_ = file.read_text().rpartition(")")[2].split()
+            found += [state] if int(of) == group else []
+    return any(state not in "ZX" for state in found)

@@ -1,13 +1,9 @@
-"""What a PPO run changed: base, SFT and PPO side by side, as a page and as JSON."""
+"""What a PPO run changed, in figures: base, SFT and PPO side by side."""
 
-import base64
-import io
 import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,12 +12,12 @@ from kochat_trl.data.probes import PROBES
 from kochat_trl.data.readers import read_records
 from kochat_trl.data.records import RecordError, parse
 from kochat_trl.data.text import hangul_share
-from kochat_trl.desk.answers.generate import Answer, decoding, generate_answers, mean_logprob
+from kochat_trl.desk.answers.generate import Response, decoding, generate_answers, mean_logprob
 from kochat_trl.desk.answers.likeness import bleu, chrf, distinct, rouge_l
-from kochat_trl.desk.evaluation.evaluate import accuracy_of
+from kochat_trl.desk.evaluation.metrics import accuracy_of
 from kochat_trl.desk.sample.sample import Judge, judge_of
+from kochat_trl.desk.workflow.worries import worries
 from kochat_trl.errors import UserError
-from kochat_trl.files import set_aside
 from kochat_trl.models.loading import load_config, load_policy, positions_of
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.score import load_scorer, score_ids
@@ -30,7 +26,6 @@ from kochat_trl.settings.keys import ModelArguments
 from kochat_trl.statistics import mean_interval
 
 import yaml
-from jinja2 import Template
 from tqdm.auto import tqdm
 
 LIMIT = 200  # prompts; chrF and the intervals hardly change beyond
@@ -157,7 +152,7 @@ def build_report(
         return [len(answer.ids) * mean_logprob(model, ids, answer, temperature) for ids, answer in pairs]
 
     paths = {name: str(run.ppo) for name, run in runs.items()} | {"sft": str(first.sft), "base": first.base}
-    answers: dict[str, list[Answer]] = {}
+    answers: dict[str, list[Response]] = {}
     own: dict[str, list[float]] = {}
     reference: dict[str, list[float]] = {}
     for name, path in paths.items():
@@ -207,7 +202,7 @@ def _interval(values: Sequence[float]) -> dict[str, float]:
     return dict(zip(("mean", "low", "high"), mean_interval(values), strict=True))
 
 
-def _shown(answer: Answer, score: float) -> dict[str, Any]:
+def _shown(answer: Response, score: float) -> dict[str, Any]:
     return {"text": answer.text, "ended": answer.ended, "tokens": len(answer.ids), "score": score}
 
 
@@ -245,189 +240,3 @@ def _wins(rows: Sequence[dict[str, Any]], one: str, other: str) -> dict[str, flo
 
 def _history(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["history"]
-
-
-# --- What to worry about -------------------------------------------------------------------------
-
-
-def worries(report: dict[str, Any], name: str, settings: dict[str, Any]) -> list[dict[str, str]]:
-    """What a careful reader would doubt in the figures of the run `name`, which was made with `settings`.
-
-    By rule; each has the `run`, the `sign` that was seen, and `advice`.
-    """
-    sft, ppo = report["metrics"]["sft"], report["metrics"][name]
-    win, kl = report["wins"][f"{name} over sft"], report["kl"][name]
-    found: list[tuple[str, str]] = []
-    limit = 2 * settings["kl_target"] if settings.get("kl_target") else 20.0
-    undecided = win["low"] <= 0.5 <= win["high"]
-    if kl["high"] < 0.1 or (undecided and kl["mean"] <= limit):
-        found.append(
-            (
-                f"PPO can't be told from SFT: it wins {win['share']:.0%} [{win['low']:.0%}, {win['high']:.0%}] of "
-                f"{win['n']} prompts, KL {kl['mean']:.2f} nats.",
-                "Train for longer, raise learning_rate, or lower kl_coef; look at objective/scores over the updates.",
-            )
-        )
-    if win["high"] < 0.5:
-        found.append(
-            (f"PPO's answers score worse than SFT's: it wins {win['share']:.0%}.", "Lower learning_rate; look at KL.")
-        )
-    if kl["mean"] > limit:
-        found.append(
-            (
-                f"The policy is {kl['mean']:.1f} nats a response from SFT (over {limit:g}).",
-                "It may have left the language: read the answers; raise kl_coef, or set kl_target.",
-            )
-        )
-    if "judge" in ppo and ppo["judge_high"] < sft["judge_low"] and ppo["score"] > sft["score"]:
-        found.append(
-            (
-                f"The reward went up ({sft['score']:.2f} → {ppo['score']:.2f}) and the judge down "
-                f"({sft['judge']:.2f} → {ppo['judge']:.2f}).",
-                "Reward hacking: raise kl_coef, stop earlier, or train the reward model on more kinds of answers.",
-            )
-        )
-    if ppo["tokens"] > 1.5 * sft["tokens"]:
-        found.append(
-            (
-                f"Answers grew from {sft['tokens']:.0f} to {ppo['tokens']:.0f} tokens.",
-                "The reward model may pay for length: `kochat reward eval` compares it with 'the longer answer wins'.",
-            )
-        )
-    if ppo["distinct_2"] < 0.7 * sft["distinct_2"]:
-        found.append(
-            (
-                f"PPO repeats itself: distinct-2 fell from {sft['distinct_2']:.2f} to {ppo['distinct_2']:.2f}.",
-                "One answer for everything is what a narrow reward model asks for: read the answers side by side.",
-            )
-        )
-    if ppo["ended"] < 0.8 * sft["ended"]:
-        found.append(
-            (
-                f"Answers that end fell from {sft['ended']:.0%} to {ppo['ended']:.0%}.",
-                "Set missing_eos_penalty, or raise response_length.",
-            )
-        )
-    if ppo["hangul"] < 0.9 * sft["hangul"]:
-        found.append((f"The share of Hangul fell to {ppo['hangul']:.0%}.", "Read the answers; raise kl_coef."))
-    evaluation = Path(settings["reward_model_path"]) / "evaluation" / "evaluation.json"
-    if not evaluation.is_file():
-        found.append(
-            (
-                "Nobody has looked at how far the reward model can be trusted.",
-                f"kochat reward eval {settings['reward_model_path']} FILE, with rankings that it was not trained on.",
-            )
-        )
-    else:
-        baselines = json.loads(evaluation.read_text(encoding="utf-8"))["baselines"]
-        for rule, against in baselines.items():
-            if not against["beaten"]:
-                found.append(
-                    (
-                        f"The reward model is no better than the rule '{rule}'.",
-                        "PPO will learn the rule: docs/reward.md.",
-                    )
-                )
-    return [{"run": name, "sign": sign, "advice": advice} for sign, advice in found]
-
-
-# --- The page ------------------------------------------------------------------------------------
-
-CURVES = {
-    "sft": {"loss": "SFT loss", "eval_loss": "SFT held-out loss"},
-    "reward": {"loss": "reward model loss", "eval_accuracy": "reward model held-out pair accuracy"},
-    "ppo": {
-        "objective/scores": "PPO score",
-        "objective/kl": "PPO KL from SFT, nats a response",
-        "objective/response_tokens": "PPO response tokens",
-        "policy/entropy_avg": "PPO entropy, nats a token",
-    },
-}
-COLORS = ["#4a90d9", "#e0802b", "#3c9d57", "#c8508a", "#8a8f30"]
-
-
-def write_report(report: dict[str, Any], folder: str | Path) -> Path:
-    """Write report.json and report.html, which needs nothing else, into `folder`; an older report is renamed."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("report.json", "report.html"):
-        set_aside(folder / name)
-    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    page = folder / "report.html"
-    page.write_text(render_page(report), encoding="utf-8")
-    return page
-
-
-def render_page(report: dict[str, Any]) -> str:
-    """The page as one HTML text, with its plots in it."""
-    template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
-    runs, histories = list(report["runs"]), report["curves"]
-    plots, numbers = [], []
-    for stage, titles in CURVES.items():
-        for key, title in titles.items():
-            lines = {name: _curve(histories[name], key) for name in (runs if stage == "ppo" else [stage])}
-            if any(len(x) > 1 for x, _ in lines.values()):
-                plots.append((title, _svg(lambda axes, lines=lines: _lines(axes, lines))))
-            numbers += [(title, y[0]) for _, y in lines.values() if len(y) == 1]
-    models = list(report["metrics"])
-    scores = {name: [row[name]["score"] for row in report["answers"]] for name in models}
-    spread = _svg(lambda axes: _histogram(axes, scores))
-    by_kl = _svg(lambda axes: _against(axes, {name: histories[name] for name in runs}))
-    reliability = Path(report["reward"]) / "evaluation" / "reliability.png"
-    image = base64.b64encode(reliability.read_bytes()).decode() if reliability.is_file() else None
-    return Template(template, autoescape=True).render(
-        report=report, models=models, plots=plots, numbers=numbers, spread=spread, by_kl=by_kl, reliability=image
-    )
-
-
-def _curve(history: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    points = [(entry.get("step", i), entry[key]) for i, entry in enumerate(history) if key in entry]
-    return [x for x, _ in points], [y for _, y in points]
-
-
-def _lines(axes: Any, lines: dict[str, tuple[list[float], list[float]]]) -> None:
-    for name, (x, y) in lines.items():
-        axes.plot(x, y, label=name)
-    _name_lines(axes, len(lines))
-
-
-def _histogram(axes: Any, scores: dict[str, list[float]]) -> None:
-    axes.set_prop_cycle(color=["0.6", "#8a63d2", *COLORS])  # base, SFT, runs
-    axes.hist(list(scores.values()), bins=24, histtype="step", linewidth=1.6, label=list(scores))
-    axes.set(xlabel="reward model's score", ylabel="answers")
-    _name_lines(axes, len(scores))
-
-
-def _against(axes: Any, histories: dict[str, Sequence[dict[str, Any]]]) -> None:
-    for name, history in histories.items():
-        kl, score = (_curve(history, f"objective/{key}")[1] for key in ("kl", "scores"))
-        axes.plot(kl, score, "o-", markersize=3, label=name)
-    axes.set(xlabel="KL from SFT, nats a response", ylabel="score")
-    _name_lines(axes, len(histories))
-
-
-def _name_lines(axes: Any, count: int) -> None:
-    if count > 1:
-        axes.legend(frameon=False, labelcolor="#888")
-
-
-def _svg(draw: Any) -> str:
-    """A plot as SVG that is legible on light and dark: no background, grey ink, text as text."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure  # without pyplot: it needs no display
-
-    grey = "#888"
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "kochat", "font.size": 9, "text.color": grey}
-    style |= {f"{name}.color": grey for name in ("xtick", "ytick")}
-    style |= {"axes.edgecolor": grey, "axes.labelcolor": grey, "axes.spines.top": False, "axes.spines.right": False}
-    with rc_context(style):
-        figure = Figure(figsize=(4.4, 2.4), layout="constrained")
-        axes = figure.subplots()
-        axes.set_prop_cycle(color=COLORS)
-        draw(axes)
-        axes.grid(alpha=0.25)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)  # as wide as its place

@@ -7,8 +7,8 @@ import sys
 from kochat_trl.desk.answers.generate import (
     PLAIN,
     PRESETS,
-    Answer,
     Chat,
+    Response,
     compare_decoding,
     decoding,
     generate_answers,
@@ -162,7 +162,7 @@ def test_no_prompts(model, tiny_tokenizer):
 
 def test_mean_logprob(model, tiny_tokenizer):
     ids = encode_prompt(tiny_tokenizer, PROMPTS[1])
-    answer = Answer("", (7, 9, 300, tiny_tokenizer.eos_token_id), True)
+    answer = Response("", (7, 9, 300, tiny_tokenizer.eos_token_id), True)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[*ids, *answer.ids]])).logits[0].double()
     expected = 0.0

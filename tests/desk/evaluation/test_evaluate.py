@@ -11,23 +11,26 @@ from statistics import fmean, stdev
 from types import SimpleNamespace
 
 from kochat_trl.data.records import Ranking
-from kochat_trl.desk.evaluation import evaluate as ev
-from kochat_trl.desk.evaluation.evaluate import (
-    Answer,
+from kochat_trl.desk.evaluation import scoring
+from kochat_trl.desk.evaluation.metrics import (
+    BASELINES,
+    Agreement,
     Bin,
     Calibration,
+    ScoredAnswer,
     ScoredPair,
     accuracy_of,
+    against_baseline,
     agreement,
-    compare,
     evaluate,
     expected_calibration_error,
     gap_kind,
     pair_kind,
-    score_rankings,
     scored_pairs,
     wins,
 )
+from kochat_trl.desk.evaluation.scoring import score_rankings
+from kochat_trl.desk.evaluation.view import print_evaluation
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import load_reward_model
 from kochat_trl.models.tokenizer import load_tokenizer
@@ -47,7 +50,7 @@ DIALOGUES = [conversation(prompt, answer) for prompt, _, _ in PAIRS[::2] for _, 
 
 
 def answer(score=0.0, rank=0, tokens=1, text="가"):
-    return Answer(text, rank, tokens, score)
+    return ScoredAnswer(text, rank, tokens, score)
 
 
 def pair(better, worse, prompt="가", ranks=2):
@@ -134,7 +137,7 @@ def test_an_answer_is_scored_once_and_an_unranked_one_not_at_all(tiny_reward, mo
         seen.extend(ids)
         return [float(len(row)) for row in ids]
 
-    monkeypatch.setattr(ev, "score_ids", length)
+    monkeypatch.setattr(scoring, "score_ids", length)
     rankings = [Ranking("가", ("나", "다", "라"), ((2,), (0,))), Ranking("가", ("다 라", "라"), ((0,), (1,)))]
     scored = score_rankings(tiny_reward, rankings)
     assert len(seen) == 3
@@ -195,7 +198,7 @@ def test_the_interval_is_as_wide_as_a_bootstrap_over_prompts():
 
 def test_a_baseline_is_beaten_by_a_sign_test_over_prompts():
     def verdict(model, baseline, prompts=None):
-        found = compare(model, baseline, prompts or list(map(str, range(len(model)))))
+        found = against_baseline(model, baseline, prompts or list(map(str, range(len(model)))))
         return found.ahead, found.behind, found.p, found.beaten
 
     assert verdict([1] * 6, [0] * 6) == (6, 0, 2 / 64, True)
@@ -209,7 +212,8 @@ def test_a_baseline_is_beaten_by_a_sign_test_over_prompts():
     # Ahead on eight prompts by one pair and behind on one by all its nine: the accuracy is lower.
     assert verdict([1] * 8 + [0] * 9, [0] * 8 + [1] * 9, [*"abcdefgh", *"i" * 9]) == (8, 1, 20 / 512, False)
     assert verdict([0] * 8 + [1] * 9, [1] * 8 + [0] * 9, [*"abcdefgh", *"i" * 9]) == (1, 8, 20 / 512, False)
-    assert compare([1, 0, 1, 1], [1, 0, 0.5, 1], list("abcd")).accuracy == accuracy_of([1, 0, 0.5, 1], list("abcd"))
+    found = against_baseline([1, 0, 1, 1], [1, 0, 0.5, 1], list("abcd"))
+    assert found.accuracy == accuracy_of([1, 0, 0.5, 1], list("abcd"))
 
 
 def test_wins_and_baselines():
@@ -219,7 +223,7 @@ def test_wins_and_baselines():
         pair(answer(1.0, tokens=9, text="다."), answer(1.0, tokens=2, text="다라 마")),
     ]
     assert wins(pairs, lambda a: a.score) == [1, 0, 0.5]
-    assert {name: wins(pairs, worth) for name, worth in ev.BASELINES.items()} == {
+    assert {name: wins(pairs, worth) for name, worth in BASELINES.items()} == {
         "longer answer wins": [0, 0.5, 1],
         "shorter answer wins": [1, 0.5, 0],
         "more Hangul wins": [0, 1, 0.5],
@@ -332,7 +336,7 @@ def pretend(monkeypatch):
             rows = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
             return SimpleNamespace(logits=torch.tensor([[float(self.score(row))] for row in rows]))
 
-    return lambda score: monkeypatch.setattr(ev, "load_scorer", lambda *_: Scorer(score))
+    return lambda score: monkeypatch.setattr(scoring, "load_scorer", lambda *_: Scorer(score))
 
 
 @pytest.fixture
@@ -419,7 +423,7 @@ def test_eval_says_where_it_writes(kochat, pretend, held_out, tmp_path, tiny_rew
     assert code == 1
     assert "someone/reward is not a local folder: say with --output where to write" in printed
     pretend(len)
-    monkeypatch.setattr(ev, "load_tokenizer", lambda _: load_tokenizer(tiny_reward))
+    monkeypatch.setattr(scoring, "load_tokenizer", lambda _: load_tokenizer(tiny_reward))
     (tmp_path / "reward").mkdir()
     code, printed = kochat("eval", tmp_path / "reward", held_out)
     assert code == 0, printed
@@ -435,7 +439,7 @@ def test_nothing_is_cut_off_on_a_terminal(width):
         for i in range(2000)
     ]
     console = Console(width=width, file=io.StringIO(), record=True)
-    ev.print_evaluation(evaluate(rankings), {"int8": ev.Agreement(1, 0.0123, 12.3456)}, console)
+    print_evaluation(evaluate(rankings), {"int8": Agreement(1, 0.0123, 12.3456)}, console)
     lines = console.export_text().splitlines()
     assert all(len(line.rstrip()) <= width for line in lines)
     table = [line.split("  ") for line in lines]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from statistics import stdev
 
-from kochat_trl.desk.workflow.comparison import as_markdown, compare, print_comparison
+from kochat_trl.desk.workflow.comparison import as_markdown, compare_runs, print_runs
 from kochat_trl.desk.workflow.pipeline import Step, make_plan, make_plans, run_plan
 from kochat_trl.errors import UserError
 from kochat_trl.statistics import half_interval
@@ -347,7 +347,7 @@ def test_the_table_of_several_runs(evaluated, capsys):
         for stage, (name, content) in files.items():
             plan.outputs[stage].mkdir(parents=True, exist_ok=True)
             (plan.outputs[stage] / name).write_text(json.dumps(content))
-    lines = compare(plans)
+    lines = compare_runs(plans)
     assert lines[0] == [
         "",
         "SFT loss",
@@ -363,8 +363,8 @@ def test_the_table_of_several_runs(evaluated, capsys):
     figures = ["1.50 ± 0.00", "0.800 ± 0.248", "1.41 ± 0.00", tenths, "0.400 ± 0.497", "21.0 ± 2.5"]
     assert lines[1] == ["configs", *figures, "–", "–"]
     assert lines[2][-2:] == [tenths, tenths]
-    assert compare(plans[:1])[1][:3] == ["configs", "1.50", "0.900"]
-    print_comparison(lines, Console(width=80))
+    assert compare_runs(plans[:1])[1][:3] == ["configs", "1.50", "0.900"]
+    print_runs(lines, Console(width=80))
     printed = capsys.readouterr().out
     assert printed.count("± 0.248") == 6  # accuracy and wins of both, and the judge twice
     assert "…" not in printed

@@ -8,17 +8,11 @@ import subprocess
 from pathlib import Path
 
 from kochat_trl.data.probes import PROBES
-from kochat_trl.desk.answers.generate import Answer, decoding, generate_answers, mean_logprob
+from kochat_trl.desk.answers.generate import Response, decoding, generate_answers, mean_logprob
 from kochat_trl.desk.sample.sample import Judge, make_questions, write_sample_data
-from kochat_trl.desk.workflow.report import (
-    Run,
-    build_report,
-    named_runs,
-    read_questions,
-    render_page,
-    worries,
-    write_report,
-)
+from kochat_trl.desk.workflow.page import render_page, write_report
+from kochat_trl.desk.workflow.report import Run, build_report, named_runs, read_questions
+from kochat_trl.desk.workflow.worries import worries
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import add_lora, load_causal_lm, load_policy
 from kochat_trl.reward.score import load_scorer, score_ids
@@ -140,7 +134,7 @@ def test_kl(run, report, tiny_tokenizer):
 
 def test_kl_is_at_the_runs_temperature(run, tiny_tokenizer):
     model = load_policy(str(run / "ppo"), ModelArguments(dtype="float32"), tiny_tokenizer)
-    ids, answer = encode_prompt(tiny_tokenizer, "반가워요"), Answer("", (40, 41), True)
+    ids, answer = encode_prompt(tiny_tokenizer, "반가워요"), Response("", (40, 41), True)
     with torch.no_grad():
         logits = model.eval()(input_ids=torch.tensor([[*ids, 40, 41]])).logits[0, -3:-1].double() / 0.5
         expected = logits.log_softmax(-1)[[0, 1], [40, 41]].mean().item()

@@ -1,0 +1,101 @@
+"""What the commands of `kochat` are made of: a row for each, flags that several share, and what they print with.
+
+What a command needs is imported when it runs, so that `kochat --help` answers at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from kochat_trl.data.records import RecordError
+
+KOGPT2 = "skt/kogpt2-base-v2"
+
+Flag = Callable[[Any], Any]  # adds itself to a parser
+Command = Callable[[argparse.Namespace], None]
+COMMANDS: dict[str, Callable[[Any], None]] = {}  # by their words; each adds itself to argparse's commands
+
+
+def flag(name: str, help: str | None = None, metavar: str | None = None, **settings: Any) -> Flag:
+    """What `add_argument` takes."""
+    settings |= {"metavar": metavar} if metavar else {}
+    return lambda parser: parser.add_argument(name, help=help, **settings)
+
+
+def one_of(*flags: Flag, required: bool = False) -> Flag:
+    """Flags of which one may be given, or has to be."""
+
+    def add(parser: Any) -> None:
+        group = parser.add_mutually_exclusive_group(required=required)
+        for flag in flags:
+            flag(group)
+
+    return add
+
+
+def command(words: str, example: str, *flags: Flag, epilog: str = "") -> Callable[[Command], Command]:
+    """Make a function the command `kochat WORDS`, described by its docstring; the example works as it stands."""
+
+    def register(function: Command) -> Command:
+        def add(commands: Any) -> None:
+            says = (function.__doc__ or "").strip()
+            about = {"help": says.splitlines()[0], "description": says, "epilog": f"{epilog}example:\n  {example}"}
+            raw = argparse.RawDescriptionHelpFormatter
+            parser = commands.add_parser(words.split()[-1], formatter_class=raw, **about)
+            parser.set_defaults(command=function)
+            for flag in flags:
+                flag(parser)
+
+        COMMANDS[words] = add
+        return function
+
+    return register
+
+
+def choice(name: str, help: str, *choices: str) -> Flag:
+    """A flag of several words, by default the first."""
+    return flag(name, help, choices=choices, default=choices[0])
+
+
+KINDS = ("sft", "preference", "prompt")
+KIND = flag("--kind", "what the records are; told from their fields unless given", choices=KINDS)
+RANKING_ORDER = choice(
+    "--ranking-order",
+    "how `ranking` is read: completion indices, best first (default), or the rank of each completion",
+    "best_first",
+    "rank_of",
+)
+READING = (KIND, RANKING_ORDER)
+PAIRS = choice("--pairs", "which pairs of a ranking (default: all)", "all", "best_vs_rest", "adjacent")
+INVALID_RECORDS = choice(
+    "--invalid-records", "refuse broken records (default), or leave them out and list them", "error", "skip"
+)
+LOADING = one_of(
+    flag("--load-in-8bit", "weights in int8", action="store_const", dest="loading", const="int8", default="float32"),
+    flag("--load-in-4bit", "weights in nf4", action="store_const", dest="loading", const="nf4"),
+)
+BATCHES = (LOADING, flag("--batch-size", "texts at once (default: 64)", "N", type=int, default=64), INVALID_RECORDS)
+NEW_JSONL = flag("--output", "a new file", "OUT.jsonl", required=True)
+
+
+def list_records(errors: Iterable[RecordError], fate: str = "left out") -> None:
+    """A line for each record that a command doesn't use, or not as it is."""
+    for error in errors:
+        print(f"{fate}: {error}", file=sys.stderr)
+
+
+def tokenizer_of(path: str | None) -> Any:
+    """The tokenizer of a folder or Hub name, if one is given."""
+    if path is None:
+        return None
+    from kochat_trl.models.tokenizer import load_tokenizer
+
+    return load_tokenizer(path)
+
+
+def console() -> Any:
+    """Rich's, on stdout."""
+    from rich.console import Console
+
+    return Console()

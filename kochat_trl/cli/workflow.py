@@ -1,0 +1,93 @@
+"""`kochat run`, `kochat report` and `kochat memory`: all stages at once, and what they did or would take."""
+
+import argparse
+from pathlib import Path
+
+from kochat_trl.cli.options import command, console, flag
+from kochat_trl.errors import UserError
+
+
+@command(
+    "run",
+    "kochat run configs/kogpt2 --dry-run",
+    flag("configs", "a folder with a config for each stage, or an experiment", "CONFIG", nargs="+"),
+    flag("--from", "run this stage and those after it again", "STAGE", dest="first"),
+    flag("--dry-run", "print the plan, and run nothing", action="store_true"),
+    flag("--seeds", "run each config with each, in a folder for each", "N", type=int, nargs="+", default=[]),
+    flag("--accelerate", "launcher config (default: configs/accelerate/one_gpu.yaml, or cpu.yaml)", "YAML"),
+)
+def run_pipeline(args: argparse.Namespace) -> None:
+    """Run SFT, reward model, PPO, merge and report, one after the other; the same command goes on where it stopped.
+
+    A config is a folder with sft.yaml, reward.yaml and ppo.yaml, or an experiment: a file that extends such a folder.
+    A finished stage is kept, one that broke off goes on from its last checkpoint, and what depends on a stage that
+    runs runs again. An output that is in the way is renamed. Several configs or seeds end with a table.
+    """
+    from kochat_trl.desk.workflow.comparison import compare_runs, print_runs
+    from kochat_trl.desk.workflow.pipeline import make_plan, make_plans, print_plan, run_plan
+
+    many = len(args.configs) > 1 or bool(args.seeds)
+    if many and args.first:
+        raise UserError("--from is for one config, without --seeds")
+    launcher = args.accelerate
+    one = None if many else make_plan(args.configs[0], args.first, None, launcher)
+    plans = [one] if one else make_plans(args.configs, args.seeds, launcher)
+    steps = [step for plan in plans for step in plan.steps]
+    print_plan(steps, console())
+    if args.dry_run:
+        return
+    run_plan(steps, console())
+    if many:
+        print_runs(compare_runs(plans), console())
+        return
+    outputs = plans[0].outputs
+    print(f"What PPO changed: {outputs['report']}/report.html")
+    print(f"Talk with the model: kochat chat {outputs.get('merge', outputs['ppo'])}")
+
+
+@command(
+    "report",
+    "kochat report outputs/kogpt2/ppo --limit 8",
+    flag("runs", "the output folder of a PPO run, or of several from one SFT model", "RUN", nargs="+"),
+    flag("--prompts", "any file of prompts (default: SFT's eval_files, or else PPO's)", "FILE"),
+    flag("--limit", "prompts to ask (default: 200)", "N", type=int, default=200),
+    flag("--output", "for report.html and report.json (of one run: RUN/report)", "DIR"),
+    flag("--seed", "of the answers (default: 0)", type=int, default=0),
+)
+def make_report(args: argparse.Namespace) -> None:
+    """Show what a PPO run changed: base, SFT and PPO side by side, in one page that needs no network.
+
+    The page has every model's answers to held-out prompts with the reward model's score, win rates, KL, likeness to
+    references, curves of all stages, and what to worry about. report.json has the same as numbers.
+    """
+    from kochat_trl.desk.workflow.page import write_report
+    from kochat_trl.desk.workflow.report import build_report
+
+    if len(args.runs) > 1 and not args.output:
+        raise UserError("say with --output where the page of several runs goes")
+    report = build_report(args.runs, args.prompts, args.limit, args.seed)
+    page = write_report(report, args.output or Path(args.runs[0]) / "report")
+    for worry in report["worries"]:
+        run = f"{worry['run']}: " if len(report["runs"]) > 1 else ""
+        print(f"! {run}{worry['sign']}\n  {worry['advice']}")
+    print(f"Written to {page}, and report.json beside it.")
+
+
+@command(
+    "memory",
+    "kochat memory configs/kogpt2 --gpu-gb 8",
+    flag("config", "a folder with a config for each stage, or an experiment", "CONFIG"),
+    flag("--gpu-gb", "sizes of GPUs to fit (default: 6 8 12 16 24)", "N", type=float, nargs="+"),
+)
+def show_memory(args: argparse.Namespace) -> None:
+    """Say how much memory SFT, reward model and PPO take, and what fits a GPU, before anything is loaded.
+
+    Of the base model only config.json is read. Texts are as long as the config allows, so a real run takes less. The
+    figures are what the tensors take; a GPU needs about 1 GB more, which the second table leaves for it.
+    """
+    from kochat_trl.desk.workflow.memory import plan_memory
+    from kochat_trl.desk.workflow.memory_view import CARDS, print_memory
+
+    one, planned = plan_memory(args.config, rows=1), plan_memory(args.config)
+    many = plan_memory(args.config, rows=2 * max(footprint.rows for footprint in planned))
+    print_memory(one, planned, many, args.gpu_gb or CARDS, console())

@@ -1,0 +1,266 @@
+"""How good the scores of a reward model are, on rankings that it was not trained on.
+
+A reward model that learned no more than that the longer answer wins, or the one in Korean, can look good: the data that
+taught it so is like the data that tests it. Hence both rules stand beside it here, on the same pairs.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+from typing import Any
+
+from kochat_trl.data.text import hangul_share
+from kochat_trl.statistics import effective_size, sign_test, wilson_interval
+
+LEVEL = 0.05  # a baseline is beaten where p is below this
+BINS = 10  # of confidence
+LENGTH_GAPS = ((1, 8), (9, 32), (33, math.inf))  # in tokens
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """One completion of a ranking. `rank` is 0 for the best; `tokens` counts its `</s>` too."""
+
+    text: str
+    rank: int
+    tokens: int
+    score: float
+
+    @property
+    def hangul(self) -> float:
+        """The share of Hangul in its letters; 0 if it has none."""
+        return hangul_share(self.text)
+
+
+ScoredRanking = tuple[str, list[ScoredAnswer]]  # a prompt, and the answers to it that were ranked
+BASELINES: dict[str, Callable[[ScoredAnswer], float]] = {
+    "longer answer wins": lambda answer: answer.tokens,
+    "shorter answer wins": lambda answer: -answer.tokens,
+    "more Hangul wins": lambda answer: answer.hangul,
+}
+
+
+@dataclass(frozen=True)
+class ScoredPair:
+    """Two answers to `prompt`, of which people prefer the first, from a ranking of `ranks` different ranks."""
+
+    prompt: str
+    better: ScoredAnswer
+    worse: ScoredAnswer
+    ranks: int
+
+    @property
+    def margin(self) -> float:
+        return self.better.score - self.worse.score
+
+    @property
+    def length_gap(self) -> int:
+        """How many tokens the better answer is longer."""
+        return self.better.tokens - self.worse.tokens
+
+
+def scored_pairs(rankings: Sequence[ScoredRanking]) -> list[ScoredPair]:
+    """Every two answers of different rank to the same prompt, of each ranking in turn."""
+    found = []
+    for prompt, answers in rankings:
+        ranks = len({answer.rank for answer in answers})
+        for better in answers:
+            found += [ScoredPair(prompt, better, worse, ranks) for worse in answers if better.rank < worse.rank]
+    return found
+
+
+def pair_kind(better: int, worse: int, ranks: int) -> str:
+    """The name of a pair by the ranks of its answers, 0 for the best, in a ranking that has `ranks` different ones.
+
+    Of two ranks there is one kind, `pair`; of three, best, middle and worst; of more, ranks are numbered from 1.
+    """
+    if ranks == 2:
+        return "pair"
+    if ranks == 3:
+        names = ("best", "middle", "worst")
+        return f"{names[better]}–{names[worse]}"
+    return f"{better + 1}–{worse + 1} of {ranks}"
+
+
+def gap_kind(tokens: int) -> str:
+    """The name of the pairs whose better answer is about `tokens` longer (shorter, if negative)."""
+    if tokens == 0:
+        return "same length"
+    low, high = next(gap for gap in LENGTH_GAPS if abs(tokens) <= gap[1])
+    return f"{'longer' if tokens > 0 else 'shorter'} by {f'{low}–{high}' if high < math.inf else f'{low} or more'}"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The share of pairs put right, with 95 % intervals; `if_independent` takes every pair for a prompt of its own."""
+
+    pairs: int
+    prompts: int
+    accuracy: float
+    interval: tuple[float, float]
+    if_independent: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A rule that needs no model, and on how many prompts the model does better (`ahead`) or worse than the rule."""
+
+    accuracy: Accuracy
+    ahead: int
+    behind: int
+    p: float
+    beaten: bool
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The pairs about whose order the model is about as sure: from `low` to `high`, on average `confidence`."""
+
+    low: float
+    high: float
+    pairs: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The expected calibration error, and the bins that have pairs."""
+
+    error: float
+    bins: list[Bin]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one rank; `std` is the root mean square distance from `mean`."""
+
+    answers: int
+    mean: float
+    std: float
+    min: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of two scorings of the same answers: the share of pairs in the same order, and how far the scores are apart."""
+
+    same_order: float
+    mean_difference: float
+    max_difference: float
+
+
+def wins(pairs: Sequence[ScoredPair], worth: Callable[[ScoredAnswer], float]) -> list[float]:
+    """For each pair 1 if the better answer is worth more, 0 if the worse one is, ½ if both are worth the same."""
+    return [_won(worth(pair.better) - worth(pair.worse)) for pair in pairs]
+
+
+def _won(gap: float) -> float:
+    return 1.0 if gap > 0 else 0.0 if gap < 0 else 0.5
+
+
+def accuracy_of(won: Sequence[float], prompts: Sequence[str]) -> Accuracy:
+    """The accuracy of pairs that were won (1), lost (0) or drawn (½); `prompts` says whose each one is.
+
+    The interval is Wilson's for as many trials as the pairs are worth (`effective_size`). So it has a width also where
+    every pair is right, unlike a bootstrap over prompts.
+    """
+    share, size = fmean(won), effective_size(won, prompts)
+    interval, if_independent = wilson_interval(share * size, size), wilson_interval(sum(won), len(won))
+    return Accuracy(len(won), len(set(prompts)), share, interval, if_independent)
+
+
+def accuracies(
+    pairs: Sequence[ScoredPair], won: Sequence[float], order: Callable[[ScoredPair], Any], name: Callable[[Any], str]
+) -> dict[str, Accuracy]:
+    """The accuracy of the pairs that have the same `name(order(pair))`, in that order."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for i in sorted(range(len(pairs)), key=lambda i: order(pairs[i])):
+        places[name(order(pairs[i]))].append(i)
+    return {key: accuracy_of([won[i] for i in own], [pairs[i].prompt for i in own]) for key, own in places.items()}
+
+
+def against_baseline(model: Sequence[float], baseline: Sequence[float], prompts: Sequence[str]) -> Baseline:
+    """Whether the model beats a baseline, by what `wins` says of each on the same pairs.
+
+    The model is ahead on a prompt where it puts more of its pairs right. It beats the baseline if its accuracy is
+    higher and it is ahead on more prompts than it is behind on, by an exact two-sided sign test at 5 %. Where every
+    prompt has one pair, that is McNemar's exact test, on the pairs where only one of the two is right.
+    """
+    lead: dict[str, float] = defaultdict(float)
+    for prompt, ours, theirs in zip(prompts, model, baseline, strict=True):
+        lead[prompt] += ours - theirs
+    ahead, behind = (sum(sign * value > 0 for value in lead.values()) for sign in (1, -1))
+    p = sign_test(ahead, behind)
+    beaten = fmean(model) > fmean(baseline) and ahead > behind and p < LEVEL
+    return Baseline(accuracy_of(baseline, prompts), ahead, behind, p, beaten)
+
+
+def expected_calibration_error(margins: Sequence[float]) -> Calibration:
+    """How far the model's confidence in the order of two answers is from how often the order is right.
+
+    `margins` has r_better − r_worse of each pair. The model knows two answers, not which is the better one. It puts
+    them in an order with the confidence σ(|margin|), from 0.5 to 1, that Bradley–Terry gives it, and is right where the
+    margin is above 0 (half right at 0). ECE = Σ_b n_b/n · |accuracy_b − confidence_b| over ten bins of equal width.
+    With few pairs it is above 0 for a calibrated model too. Source: Guo et al. (arXiv:1706.04599), equation 3.
+    """
+    members: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for margin in margins:
+        confidence = 1 / (1 + math.exp(-abs(margin)))
+        members[min(int((confidence - 0.5) * 2 * BINS), BINS - 1)].append((confidence, _won(margin)))
+    bins = []
+    for i in sorted(members):
+        confidences, rights = zip(*members[i], strict=True)
+        low, high = (0.5 + edge / (2 * BINS) for edge in (i, i + 1))
+        bins.append(Bin(low, high, len(rights), fmean(confidences), fmean(rights)))
+    return Calibration(sum(b.pairs * abs(b.accuracy - b.confidence) for b in bins) / len(margins), bins)
+
+
+def agreement(one: Sequence[ScoredRanking], other: Sequence[ScoredRanking]) -> Agreement:
+    """How far two scorings of the same rankings agree. An answer that is in several rankings counts in each."""
+    pairs = zip(scored_pairs(one), scored_pairs(other), strict=True)
+    same = [_won(a.margin) == _won(b.margin) for a, b in pairs]
+    scores = ([answer.score for _, answers in rankings for answer in answers] for rankings in (one, other))
+    differences = [abs(a - b) for a, b in zip(*scores, strict=True)]
+    return Agreement(fmean(same), fmean(differences), max(differences))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What scored rankings say of the model that scored them."""
+
+    answers: int
+    accuracy: Accuracy
+    baselines: dict[str, Baseline]
+    by_kind: dict[str, Accuracy]
+    by_length_gap: dict[str, Accuracy]
+    calibration: Calibration
+    scores_by_rank: dict[int, Scores]
+
+
+def evaluate(rankings: Sequence[ScoredRanking]) -> Evaluation:
+    """All metrics. Pairs of the same prompt are taken together wherever pairs are assumed to be independent."""
+    pairs = scored_pairs(rankings)
+    prompts = [pair.prompt for pair in pairs]
+    won = wins(pairs, lambda answer: answer.score)
+    scores: dict[int, list[float]] = defaultdict(list)
+    for answer in (answer for _, answers in rankings for answer in answers):
+        scores[answer.rank].append(answer.score)
+
+    def place(pair: ScoredPair) -> tuple[int, int, int]:
+        return pair.ranks, pair.worse.rank - pair.better.rank, pair.better.rank
+
+    return Evaluation(
+        answers=len({(prompt, answer.text) for prompt, answers in rankings for answer in answers}),
+        accuracy=accuracy_of(won, prompts),
+        baselines={name: against_baseline(won, wins(pairs, worth), prompts) for name, worth in BASELINES.items()},
+        by_kind=accuracies(pairs, won, place, lambda p: pair_kind(p[2], p[1] + p[2], p[0])),
+        by_length_gap=accuracies(pairs, won, lambda pair: pair.length_gap, gap_kind),
+        calibration=expected_calibration_error([pair.margin for pair in pairs]),
+        scores_by_rank={
+            rank: Scores(len(own), fmean(own), pstdev(own), min(own), max(own)) for rank, own in sorted(scores.items())
+        },
+    )

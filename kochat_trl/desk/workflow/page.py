@@ -1,0 +1,113 @@
+"""A report as a page that needs nothing else: its template filled in, its plots drawn as SVG."""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from kochat_trl.files import set_aside
+
+from jinja2 import Template
+
+CURVES = {
+    "sft": {"loss": "SFT loss", "eval_loss": "SFT held-out loss"},
+    "reward": {"loss": "reward model loss", "eval_accuracy": "reward model held-out pair accuracy"},
+    "ppo": {
+        "objective/scores": "PPO score",
+        "objective/kl": "PPO KL from SFT, nats a response",
+        "objective/response_tokens": "PPO response tokens",
+        "policy/entropy_avg": "PPO entropy, nats a token",
+    },
+}
+COLORS = ["#4a90d9", "#e0802b", "#3c9d57", "#c8508a", "#8a8f30"]
+
+
+def write_report(report: dict[str, Any], folder: str | Path) -> Path:
+    """Write report.json and report.html, which needs nothing else, into `folder`; an older report is renamed."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("report.json", "report.html"):
+        set_aside(folder / name)
+    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    page = folder / "report.html"
+    page.write_text(render_page(report), encoding="utf-8")
+    return page
+
+
+def render_page(report: dict[str, Any]) -> str:
+    """The page as one HTML text, with its plots in it."""
+    template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
+    runs, histories = list(report["runs"]), report["curves"]
+    plots, numbers = [], []
+    for stage, titles in CURVES.items():
+        for key, title in titles.items():
+            lines = {name: _curve(histories[name], key) for name in (runs if stage == "ppo" else [stage])}
+            if any(len(x) > 1 for x, _ in lines.values()):
+                plots.append((title, _svg(lambda axes, lines=lines: _lines(axes, lines))))
+            numbers += [(title, y[0]) for _, y in lines.values() if len(y) == 1]
+    models = list(report["metrics"])
+    scores = {name: [row[name]["score"] for row in report["answers"]] for name in models}
+    spread = _svg(lambda axes: _histogram(axes, scores))
+    by_kl = _svg(lambda axes: _against(axes, {name: histories[name] for name in runs}))
+    reliability = Path(report["reward"]) / "evaluation" / "reliability.png"
+    image = base64.b64encode(reliability.read_bytes()).decode() if reliability.is_file() else None
+    return Template(template, autoescape=True).render(
+        report=report, models=models, plots=plots, numbers=numbers, spread=spread, by_kl=by_kl, reliability=image
+    )
+
+
+def _curve(history: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    points = [(entry.get("step", i), entry[key]) for i, entry in enumerate(history) if key in entry]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _lines(axes: Any, lines: dict[str, tuple[list[float], list[float]]]) -> None:
+    for name, (x, y) in lines.items():
+        axes.plot(x, y, label=name)
+    _name_lines(axes, len(lines))
+
+
+def _histogram(axes: Any, scores: dict[str, list[float]]) -> None:
+    axes.set_prop_cycle(color=["0.6", "#8a63d2", *COLORS])  # base, SFT, runs
+    axes.hist(list(scores.values()), bins=24, histtype="step", linewidth=1.6, label=list(scores))
+    axes.set(xlabel="reward model's score", ylabel="answers")
+    _name_lines(axes, len(scores))
+
+
+def _against(axes: Any, histories: dict[str, Sequence[dict[str, Any]]]) -> None:
+    for name, history in histories.items():
+        kl, score = (_curve(history, f"objective/{key}")[1] for key in ("kl", "scores"))
+        axes.plot(kl, score, "o-", markersize=3, label=name)
+    axes.set(xlabel="KL from SFT, nats a response", ylabel="score")
+    _name_lines(axes, len(histories))
+
+
+def _name_lines(axes: Any, count: int) -> None:
+    if count > 1:
+        axes.legend(frameon=False, labelcolor="#888")
+
+
+def _svg(draw: Any) -> str:
+    """A plot as SVG that is legible on light and dark: no background, grey ink, text as text."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # without pyplot: it needs no display
+
+    grey = "#888"
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "kochat", "font.size": 9, "text.color": grey}
+    style |= {f"{name}.color": grey for name in ("xtick", "ytick")}
+    style |= {"axes.edgecolor": grey, "axes.labelcolor": grey, "axes.spines.top": False, "axes.spines.right": False}
+    with rc_context(style):
+        figure = Figure(figsize=(4.4, 2.4), layout="constrained")
+        axes = figure.subplots()
+        axes.set_prop_cycle(color=COLORS)
+        draw(axes)
+        axes.grid(alpha=0.25)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)  # as wide as its place

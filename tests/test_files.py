@@ -58,9 +58,8 @@ def test_other_errors_stay_what_they_are(tmp_path):
 @needs_full
 def test_a_new_file_on_a_full_disk_leaves_nothing(tmp_path):
     (tmp_path / f".a.{os.getpid()}.partial").symlink_to(FULL)
-    with pytest.raises(UserError, match="can't be written"):  # the name is taken
-        with new_file(tmp_path / "a"):
-            pass
+    with pytest.raises(UserError, match="can't be written"), new_file(tmp_path / "a"):  # the name is taken
+        pass
     assert not (tmp_path / "a").exists()
 
 

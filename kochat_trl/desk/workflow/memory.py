@@ -7,20 +7,43 @@ follows the bytes that are alive. So attention, losses and quantized layers are 
 import copy
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.desk.workflow.tracing import NoValues, bytes_of, storage_of, tensors_of
+from kochat_trl.desk.workflow.tracing import LiveBytes, NoValues, bytes_of, storage_of, tensors_of
 from kochat_trl.errors import UserError
-from kochat_trl.models.loading import load_config
+from kochat_trl.models.heads import linear_head
+from kochat_trl.models.loading import add_lora, cast_trainable_to_float32, empty_model, load_config, lora_config
+from kochat_trl.ppo.roles import Roles, adapter_parameters, adapters_of, separate_models
+from kochat_trl.ppo.rollout import Rollout, Trajectory, next_tokens, without_checkpointing
+from kochat_trl.ppo.trainer import PPOTrainer
+from kochat_trl.reward.trainer import RankingTrainer
 from kochat_trl.settings.keys import Stage
 from kochat_trl.settings.parse import Arguments, folder_of, parse_arguments, read_config
 
+import bitsandbytes.functional as bnb
 import torch
+from bitsandbytes.nn import Int8Params, Params4bit
+from datasets import Dataset, disable_progress_bars, enable_progress_bars
+from peft import get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DynamicCache,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+from trl import SFTTrainer
 
 STAGES: tuple[Stage, ...] = ("sft", "reward", "ppo")
 
@@ -107,3 +130,188 @@ def _measure(phase: str, rows: int, step: Callable[[], None], trainer: Any, voca
     model = getattr(trainer, "roles", trainer.model)
     weights = {storage_of(t): t for t in tensors_of(model)}.values()
     trained = bytes_of(t for t in weights if t.requires_grad)
+    for tensor in weights:
+        if tensor.requires_grad:
+            tensor.grad = torch.zeros_like(tensor)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+    states = [t for state in trainer.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    live = LiveBytes(vocab_size)
+    live.add([*weights, *states])
+    hooks = [t.register_post_accumulate_grad_hook(live.note_gradient) for t in weights if t.requires_grad]
+    with live:
+        step()
+    for hook in hooks:
+        hook.remove()
+    parts = Counter[str]()
+    for tensor in weights:
+        if not tensor.requires_grad:
+            parts[f"frozen weights, {str(tensor.dtype).removeprefix('torch.')}"] += tensor.untyped_storage().nbytes()
+    parts["trained weights"] = trained
+    parts["gradients"] = live.gradients_at_peak
+    parts["optimizer"] = bytes_of(states)
+    parts["logits"] = live.logits_at_peak
+    parts["KV cache and activations" if phase == SAMPLING else "activations"] = live.peak - parts.total()
+    return Footprint(phase, rows, {name: size for name, size in parts.items() if size})
+
+
+# --- The stages, without values ------------------------------------------------------------------
+
+SAMPLING = "PPO, sampling"
+Phase = tuple[str, int, Callable[[], None]]
+
+
+def _trained_model(stage: str, args: Arguments, shape: PretrainedConfig) -> Any:
+    shape = copy.deepcopy(shape)
+    shape.pad_token_id, shape.num_labels = 3, 1
+    auto_class = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
+    return cast_trainable_to_float32(add_lora(empty_model(auto_class, shape, args.model), args.model))
+
+
+def _ppo_roles(args: Arguments, stages: dict[Stage, Arguments], shape: PretrainedConfig) -> Roles:
+    """What `load_roles` makes of the outputs of SFT and reward model."""
+    own_value = args.training.value_model == "adapter"
+    if not (stages["sft"].model.use_peft and stages["reward"].model.use_peft):
+        policy, reward, value = (_trained_model(stage, stages[stage], shape) for stage in ("sft", "reward", "reward"))
+        return separate_models(policy, None, reward, value if own_value else None)
+    backbone = empty_model(AutoModelForCausalLM, shape, args.model)
+    roles = {"policy": "sft", "reference": "sft", "reward": "reward", **({"value": "reward"} if own_value else {})}
+    model: Any = None
+    for name, stage in roles.items():
+        config = lora_config(backbone, stages[stage].model)  # type: ignore[index]
+        if model is None:
+            model = get_peft_model(backbone, config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+        for parameter in adapter_parameters(model, name):
+            parameter.data = parameter.data.float()
+    heads = [linear_head(torch.zeros(1, shape.hidden_size)) for _ in range(2)]
+    return adapters_of(model, heads[0], heads[1] if own_value else None)
+
+
+def _materialize(model: nn.Module) -> None:
+    """Put fake tensors, quantized as bitsandbytes does it, in the place of a model's weights on the meta device."""
+    made: dict[int, nn.Parameter | Tensor] = {}
+    for module in model.modules():
+        for weights in (module._parameters, module._buffers):
+            for name, weight in weights.items():
+                if weight is not None:
+                    if id(weight) not in made:
+                        made[id(weight)] = _fake(weight)
+                    weights[name] = made[id(weight)]  # type: ignore[assignment]
+    model.to = lambda *device: model  # type: ignore[method-assign]  # Trainers move it to where it is; fakes can't be
+
+
+def _fake(weight: Any) -> Any:
+    fake: Any = torch.empty(weight.shape, dtype=weight.dtype)
+    if not isinstance(weight, nn.Parameter):
+        return fake
+    if isinstance(weight, Int8Params):
+        values, scales, _ = bnb.int8_vectorwise_quant(fake.half())
+        fake = nn.Parameter(values, requires_grad=False)
+        fake.CB, fake.SCB, fake.has_fp16_weights = fake.data, scales, False
+    elif isinstance(weight, Params4bit):
+        settings = {"blocksize": weight.blocksize, "quant_type": weight.quant_type}
+        values, state = bnb.quantize_4bit(fake, compress_statistics=weight.compress_statistics, **settings)
+        fake = nn.Parameter(values, requires_grad=False)
+        fake.quant_state, fake.bnb_quantized = state, True
+    else:
+        fake = nn.Parameter(fake, requires_grad=weight.requires_grad)
+    return fake
+
+
+def tokenizer_of_four() -> PreTrainedTokenizerFast:
+    """A tokenizer of special tokens alone: the trainers ask for one."""
+    words = Tokenizer(WordLevel({"<s>": 0, "</s>": 1, "<usr>": 2, "<pad>": 3}))
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>")
+
+
+def _prepare_sft(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
+    data = Dataset.from_dict({"input_ids": [[1, 1]], "labels": [[1, 1]]})
+    trainer = SFTTrainer(model=model, args=args.training, train_dataset=data, processing_class=tokenizer_of_four())
+    ids = torch.zeros(args.training.per_device_train_batch_size, args.training.max_length, dtype=torch.long)
+    return _prepare(trainer, "SFT", {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def _prepare_reward(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
+    rows = args.training.per_device_train_batch_size
+    data = Dataset.from_dict({"completion_ids": [[[1]] * COMPLETIONS], "ranks": [[*range(COMPLETIONS)]], "length": [1]})
+    trainer = RankingTrainer(
+        args.recipe, model=model, args=args.training, train_dataset=data, processing_class=tokenizer_of_four()
+    )
+    ids = torch.zeros(rows * COMPLETIONS, args.training.max_length, dtype=torch.long)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return _prepare(trainer, "reward model", batch | {"ranks": torch.zeros(rows, COMPLETIONS, dtype=torch.long)})
+
+
+def _prepare(trainer: Any, name: str, batch: dict[str, Tensor]) -> tuple[Any, list[Phase]]:
+    training = trainer.args
+    cast_trainable_to_float32(trainer.model)
+    if training.activation_checkpointing:
+        trainer.model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs=training.activation_checkpointing_kwargs
+        )
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+
+    def step() -> None:
+        trainer.training_step(trainer.model, dict(batch))
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+
+    return trainer, [(name, training.per_device_train_batch_size, step)]
+
+
+def _prepare_ppo(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
+    training = args.training
+    length, count = training.response_length, training.per_device_train_batch_size
+    prompts = [[1] * int(args.recipe.max_prompt_length or 0)]
+    data = Dataset.from_dict({"input_ids": prompts * count * training.gradient_accumulation_steps})
+    training.total_episodes, training.stop_token = len(data), "eos"
+    trainer = PPOTrainer(training, tokenizer_of_four(), model, None, None, data)
+    rows, size = len(data), training.local_mini_batch_size
+    mask, tokens = torch.ones(rows, length, dtype=torch.bool), torch.zeros(rows, length, dtype=torch.long)
+    prompts, responses = prompts * rows, [[1] * length] * rows
+    rollout = Rollout(prompts, responses, tokens, mask, mask, mask[:, 0])
+    micro = training.micro_batch_size
+    mini_batch = [list(range(i, i + micro)) for i in range(0, size, micro)]
+    targets = Trajectory.zeros((rows, length), "cpu", torch.float32)
+    targets.advantages = targets.returns = torch.zeros(rows, length)
+    together = min(training.local_rollout_forward_batch_size, rows)
+
+    @torch.no_grad()
+    def sample() -> None:
+        """The first token of responses, and the last: in between the cache grows, and nothing else."""
+        policy, width = trainer.roles.policy, len(prompts[0])
+        cache, uniform = DynamicCache(config=policy.backbone.config), torch.zeros(together, 1, dtype=torch.float64)
+        ids, mask = (torch.ones(together, width + length, dtype=torch.long) for _ in range(2))
+        with trainer.accelerator.autocast(), policy.active(), without_checkpointing(policy.backbone):
+            next_tokens(policy, ids[:, :width], mask[:, :width], cache, uniform, 1.0)
+            states: Any
+            for layer, states in enumerate(cache.layers):
+                more = states.keys[:, :, :1].expand(-1, -1, max(0, length - 2), -1)
+                cache.update(more, more, layer)
+            next_tokens(policy, ids[:, :1], mask[:, : width + max(1, length - 1)], cache, uniform, 1.0)
+
+    def update() -> None:
+        trainer.score(rollout, [mini_batch])
+        trainer.step(1, rollout, mini_batch, targets, first=False)
+
+    return trainer, [("PPO, update", micro, update), (SAMPLING, together, sample)]
+
+
+_PREPARE: dict[str, Any] = {"sft": _prepare_sft, "reward": _prepare_reward, "ppo": _prepare_ppo}
+COMPLETIONS = 3  # of a ranking, as KoChatGPT's have
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and warnings of the libraries: there is no training here that they could be about."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    disable_progress_bars()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    enable_progress_bars()
+    transformers_logging.set_verbosity(level)

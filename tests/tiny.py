@@ -1,4 +1,4 @@
-"""What tests of several rooms share that needs no fixture: where the project is, a few questions, a script's run."""
+"""What tests of several rooms share and is no fixture: a few questions, a tiny model and tokenizer, a script's run."""
 
 import importlib.util
 import sys
@@ -7,6 +7,10 @@ from unittest.mock import patch
 
 from kochat_trl.data.readers import read_records
 from kochat_trl.errors import run
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import GPT2Config, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,3 +36,16 @@ def run_script(path, *arguments):
     spec.loader.exec_module(module)
     with patch.object(sys, "argv", [path, *map(str, arguments)]):
         run(module.main)
+
+
+def gpt2_config(vocab_size, **changes):
+    """A GPT-2 of two layers, 16 wide."""
+    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    return GPT2Config(vocab_size=vocab_size, **shape | changes)
+
+
+def word_tokenizer(vocab_size, eos=1, pad=0):
+    """Its tokens are the words w0, w1, w2 … and it pads on the left."""
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(vocab_size)}))
+    special = {"eos_token": f"w{eos}", "pad_token": f"w{pad}"}
+    return PreTrainedTokenizerFast(tokenizer_object=words, padding_side="left", **special)

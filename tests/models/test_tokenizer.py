@@ -7,10 +7,11 @@ from kochat_trl.data.readers import read_records
 from kochat_trl.errors import UserError
 from kochat_trl.models.tokenizer import CHAT_TEMPLATE, load_tokenizer
 from kochat_trl.rows.encode import encode_dialogue, render
+from tests.tiny import gpt2_config
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 CHECK = "안녕하세요. 한국어 GPT-2 입니다.😤:)l^o"
 CHECK_TOKENS = ["▁안녕", "하", "세", "요.", "▁한국어", "▁G", "P", "T", "-2", "▁입", "니다.", "😤", ":)", "l^o"]
@@ -115,10 +116,10 @@ def test_another_model_keeps_its_own_template(chatml_folder):
 
 def test_refuses_more_entries_than_the_embedding(chatml_folder):
     entries = len(load_tokenizer(str(chatml_folder)))
-    GPT2Config(vocab_size=entries - 1).save_pretrained(chatml_folder)
+    gpt2_config(entries - 1).save_pretrained(chatml_folder)
     with pytest.raises(UserError, match=rf"ids up to {entries - 1}, .* has {entries - 1} rows"):
         load_tokenizer(str(chatml_folder))
-    GPT2Config(vocab_size=entries).save_pretrained(chatml_folder)
+    gpt2_config(entries).save_pretrained(chatml_folder)
     load_tokenizer(str(chatml_folder))
 
 

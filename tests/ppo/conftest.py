@@ -21,11 +21,12 @@ from tests.ppo.helpers import (
     prompts,
     tokenizer,
 )
+from tests.tiny import gpt2_config
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("models")
     paths = SimpleNamespace(base=folder / "base", sft=folder / "sft", reward=folder / "reward")
     torch.manual_seed(0)
-    base = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=32))
+    base = GPT2LMHeadModel(gpt2_config(VOCAB))
     base.config.pad_token_id = PAD
     nudge(base, 0, 0.1)
     with torch.no_grad():

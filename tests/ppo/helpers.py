@@ -8,6 +8,7 @@ from typing import Any
 
 from kochat_trl.ppo.roles import one_backbone
 from kochat_trl.ppo.trainer import PPOTrainer
+from tests.tiny import word_tokenizer
 
 import numpy as np
 import pytest
@@ -15,8 +16,6 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 VOCAB, EOS, PAD = 40, 1, 3
@@ -28,11 +27,8 @@ VALUE = "value/adapter_model.safetensors"
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
 
 
-def tokenizer(pad: str = f"w{PAD}") -> PreTrainedTokenizerFast:
-    words = {f"w{i}": i for i in range(VOCAB)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words)), eos_token=f"w{EOS}", pad_token=pad, padding_side="left"
-    )
+def tokenizer(pad: int = PAD) -> PreTrainedTokenizerFast:
+    return word_tokenizer(VOCAB, EOS, pad)
 
 
 def prompts(count: int = 2 * ROWS) -> Dataset:

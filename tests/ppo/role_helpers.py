@@ -3,26 +3,17 @@
 from kochat_trl.models.loading import add_lora
 from kochat_trl.ppo.roles import Role, load_roles, one_backbone
 from kochat_trl.settings.keys import ModelArguments
+from tests.tiny import gpt2_config, word_tokenizer
 
 import pytest
 import torch
 from peft import PeftModel
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    BitsAndBytesConfig,
-    GPT2Config,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig, LlamaConfig
 
 VOCAB, PAD = 40, 0
 SHAPES = {
-    "gpt2": GPT2Config(
-        vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=32, pad_token_id=PAD, num_labels=1,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.2,
+    "gpt2": gpt2_config(
+        VOCAB, pad_token_id=PAD, num_labels=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.2
     ),
     "llama": LlamaConfig(
         vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
@@ -34,9 +25,7 @@ TARGETS = {
     "llama": {"sft": ["q_proj", "up_proj"], "reward": ["v_proj", "up_proj"]},
 }
 ROLES = ("policy", "reference", "reward", "value")
-TOKENIZER = PreTrainedTokenizerFast(
-    tokenizer_object=Tokenizer(WordLevel({f"w{i}": i for i in range(VOCAB)})), eos_token="w1", pad_token="w0"
-)
+TOKENIZER = word_tokenizer(VOCAB)
 IDS = torch.tensor([[5, 9, 7, 30, 2, 11], [21, 4, 8, PAD, PAD, PAD]])  # padded on the right
 MASK = (IDS != PAD).long()
 INT8 = BitsAndBytesConfig(

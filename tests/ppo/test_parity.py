@@ -10,20 +10,13 @@ from kochat_trl.ppo import objective, rollout, trainer
 from kochat_trl.ppo.rollout import seed_of
 from kochat_trl.ppo.step import StepStats
 from kochat_trl.settings.ppo import PPOConfig
+from tests.tiny import gpt2_config, word_tokenizer
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import (
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-    TrainerCallback,
-)
+from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainerCallback
 
 stock = pytest.importorskip("trl.experimental.ppo.ppo_trainer", reason="TRL 1.13 and later have no PPOTrainer")
 
@@ -31,14 +24,10 @@ VOCAB, EOS, PAD = 40, 1, 3
 LENGTH = 6
 ROWS = 8
 TEMPERATURE = 0.7
-SHAPE = {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "pad_token_id": PAD}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    words = {f"w{i}": i for i in range(VOCAB)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words)), eos_token="w1", pad_token="w3", padding_side="left"
-    )
+    return word_tokenizer(VOCAB, EOS, PAD)
 
 
 def prompts() -> Dataset:
@@ -60,7 +49,7 @@ def shuffle(count: int) -> list[int]:
 
 def models(dtype: torch.dtype) -> dict[str, Any]:
     torch.manual_seed(0)
-    config = GPT2Config(**SHAPE, num_labels=1)
+    config = gpt2_config(VOCAB, pad_token_id=PAD, num_labels=1)
     made = {
         "model": GPT2LMHeadModel(config),
         "ref_model": GPT2LMHeadModel(config),

@@ -6,17 +6,18 @@ from kochat_trl.ppo import rollout
 from kochat_trl.ppo.roles import Role, separate_models
 from kochat_trl.ppo.rollout import MicroBatch, Rollout, sample_responses, seed_of
 from kochat_trl.ppo.step import score_rollout, spread
+from tests.tiny import gpt2_config
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 VOCAB, STOP, LENGTH = 24, 1, 6
 SHAPES = {
-    "gpt2": GPT2Config(
-        vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=32, num_labels=1, initializer_range=0.5,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=STOP, eos_token_id=STOP,
+    "gpt2": gpt2_config(
+        VOCAB, num_labels=1, initializer_range=0.5, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=STOP, eos_token_id=STOP,
     ),
     "llama": LlamaConfig(
         vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,

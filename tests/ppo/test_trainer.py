@@ -155,7 +155,7 @@ def test_a_collator_and_the_pad_token_make_no_difference(build):
     """Also where the pad token is the end of text: rows are counted by length, not by token."""
     plain = build(output="plain")
     expected = change(plain)
-    for name, pad in {"pad": f"w{PAD}", "eos": f"w{EOS}"}.items():
+    for name, pad in {"pad": PAD, "eos": EOS}.items():
         reader = tokenizer(pad)
         collated = build(output=name, processing_class=reader, data_collator=DataCollatorWithPadding(reader))
         found = change(collated)

@@ -3,17 +3,37 @@
 import dataclasses
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from kochat_trl.ppo import PPOConfig, PPOTrainer
 from kochat_trl.ppo import trainer as trainer_module
-from kochat_trl.settings.ppo import PPOConfig
-from tests.ppo.helpers import LENGTH, LORA, ROWS, adapters_apart, output_of, prompts, trained
+from tests.ppo.helpers import (
+    EOS,
+    LENGTH,
+    LORA,
+    PAD,
+    ROWS,
+    VOCAB,
+    adapters_apart,
+    classifier,
+    logs,
+    on_one_backbone,
+    output_of,
+    prompts,
+    samples,
+    trained,
+    whole_models,
+)
+from tests.tiny import gpt2_config, word_tokenizer
 
 import pytest
 import torch
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, TrainerCallback
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel, TrainerCallback
 
 
 class Events(TrainerCallback):
@@ -208,3 +228,152 @@ def test_answers_that_look_like_markup_are_printed(build, monkeypatch, capsys):
     monkeypatch.setattr(trainer.processing_class, "decode", lambda *_, **__: "[/INST]")
     trainer.generate_completions(sampling=True)
     assert "[/INST]" in capsys.readouterr().out
+
+
+# TRL's own cases: what its tests ask of its trainer, asked of ours
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def moved(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    return {name for name, weight in before.items() if not torch.equal(after[name], weight)}
+
+
+def loaded(folders: SimpleNamespace) -> dict[str, Any]:
+    """Four models as scripts for TRL load them."""
+    policy, reference = (GPT2LMHeadModel.from_pretrained(folders.base) for _ in range(2))
+    return {"model": policy, "ref_model": reference, "reward_model": classifier(folders)} | {
+        "value_model": classifier(folders)
+    }
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[..., PPOTrainer]:
+    """A trainer as in a script for TRL: few settings, and all others at their defaults."""
+
+    def make_trainer(models: dict[str, Any], reader: Any = None, data: Dataset | None = None, **settings: Any) -> Any:
+        values = {"output_dir": str(tmp_path / "out"), "use_cpu": True, "report_to": "none"} | settings
+        peft_config = values.pop("peft_config", None)
+        return PPOTrainer(
+            args=PPOConfig(**values),
+            processing_class=reader or word_tokenizer(VOCAB, EOS, PAD),
+            train_dataset=data or prompts(ROWS),
+            eval_dataset=prompts(2),
+            peft_config=peft_config,
+            **models,
+        )
+
+    return make_trainer
+
+
+SHORT = {"per_device_train_batch_size": 4, "num_ppo_epochs": 2, "response_length": LENGTH, "learning_rate": 1e-2}
+
+
+def test_basic_training_moves_policy_and_value(script, folders):
+    models = loaded(folders)
+    trainer = script(models, **SHORT)
+    policy, value, reward = (
+        weights(m) for m in (trainer.model.policy, trainer.model.value_model, trainer.reward_model)
+    )
+    trainer.train()
+    assert moved(trainer.model.policy, policy) >= {"transformer.wte.weight", "transformer.h.1.mlp.c_proj.weight"}
+    assert "score.weight" in moved(trainer.model.value_model, value)
+    assert not moved(trainer.reward_model, reward)
+    assert not moved(trainer.ref_model, policy)
+
+
+def test_lora_is_trained_and_what_it_is_on_is_not(script, folders):
+    trainer = script(loaded(folders) | {"ref_model": None}, peft_config=LoraConfig(), **SHORT)
+    policy, value = weights(trainer.model.policy), weights(trainer.model.value_model)
+    trainer.train()
+    assert moved(trainer.model.policy, policy) == {name for name in policy if "lora_" in name} != set()
+    assert "score.weight" in moved(trainer.model.value_model, value)
+
+
+def test_training_with_every_setting_at_its_default(script, folders):
+    """53 tokens a response, 4 epochs of one mini-batch, activations computed twice, tables of answers."""
+    models = {}
+    for seed, (name, model) in enumerate(loaded(folders).items()):
+        torch.manual_seed(seed)
+        models[name] = type(model)(gpt2_config(VOCAB, n_positions=64, pad_token_id=PAD, num_labels=1))
+    trainer = script(models)
+    policy, value = weights(models["model"]), weights(models["value_model"])
+    trainer.train()
+    assert trainer.state.global_step == 3  # passes over the prompts
+    assert trainer.state.log_history[-1]["objective/response_tokens"] == 53
+    assert moved(models["model"], policy)
+    assert moved(models["value_model"], value)
+
+
+def test_an_added_pad_token_changes_nothing(script, folders):
+    """Scripts add one and leave the embeddings as they are: no model ever reads its id."""
+    reader = word_tokenizer(VOCAB, EOS, PAD)
+    reader.add_special_tokens({"pad_token": "[PAD]"})
+    assert reader.pad_token_id == VOCAB
+    runs = [script(loaded(folders), given, stop_token="eos", **SHORT) for given in (None, reader)]
+    for trainer in runs:
+        trainer.train()
+    assert logs(runs[0]) == logs(runs[1]) != []
+    assert any(log["val/num_eos_tokens"] for log in logs(runs[0]))  # shorter rows were padded
+
+
+def test_an_added_pad_token_with_an_embedding_of_its_own(script, folders):
+    reader, models = word_tokenizer(VOCAB, EOS, PAD), loaded(folders)
+    reader.add_special_tokens({"pad_token": "[PAD]"})
+    for model in models.values():
+        model.resize_token_embeddings(len(reader))
+    policy = weights(models["model"])
+    trainer = script(models, reader, stop_token="eos", **SHORT)
+    trainer.train()
+    assert moved(models["model"], policy)
+    assert logs(trainer)[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_prompt_that_ends_with_eos_is_no_ended_response(script, folders):
+    """As where a template closes every turn: what ends a response is in the response."""
+    closed = Dataset.from_dict({"input_ids": [[*ids, EOS] for ids in prompts(ROWS)["input_ids"]]})
+    trainer = script(loaded(folders), data=closed, stop_token="eos", **SHORT | {"learning_rate": 1e-3})
+    trainer.train()
+    for update, log in enumerate(logs(trainer), start=1):
+        seen = samples(trainer, update)
+        assert len(seen) == 4
+        assert log["val/num_eos_tokens"] == sum(sample["ended"] for sample in seen)
+        assert 1 < log["objective/response_tokens"] <= LENGTH
+    assert len({sample["ended"] for update in range(1, 7) for sample in samples(trainer, update)}) == 2
+
+
+# What scripts read from a trainer
+
+MODELS = ("policy_model", "ref_model", "reward_model", "value_model")
+
+
+def test_the_four_models_can_be_read(build, folders):
+    made = whole_models(folders)
+    trainer = build(made)
+    assert [getattr(trainer, name) for name in MODELS] == [made[n] for n in ("model", *MODELS[1:])]
+    assert trainer.model.policy is trainer.policy_model
+    assert trainer.model.value_model is trainer.value_model
+
+
+def test_adapters_on_one_backbone_can_be_read_as_models(build):
+    trainer = build(on_one_backbone)
+    read = [*(getattr(trainer, name) for name in MODELS), trainer.model.policy, trainer.model.value_model]
+    assert all(isinstance(model, torch.nn.Module) for model in read)
+    names = {name for name, parameter in trainer.model.policy.named_parameters() if parameter.requires_grad}
+    assert any("lora_A.policy" in name for name in names)
+    before = weights(trainer.model.policy)
+    trainer.train()
+    assert any("lora_B.policy" in name for name in moved(trainer.model.policy, before))
+
+
+def test_lora_from_the_trainer_is_read_as_the_policy(build, folders):
+    """The reference is the policy without its adapter."""
+    made = whole_models(folders) | {"ref_model": None}
+    trainer = build(made, peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM"))
+    assert isinstance(trainer.policy_model, PeftModel)
+    assert isinstance(trainer.model.policy, PeftModel)
+    assert trainer.policy_model.get_base_model() is made["model"]

@@ -10,11 +10,12 @@ from math import e, log
 from kochat_trl.ppo import objective
 from kochat_trl.ppo.roles import Role
 from kochat_trl.ppo.rollout import sample_responses
+from tests.tiny import gpt2_config
 
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 from transformers.generation import TopKLogitsWarper
 
 
@@ -189,7 +190,7 @@ def test_upstream_s_ratio_is_off_by_the_mass_of_the_top_k(probabilities, k, mass
 
 def test_our_samples_come_from_the_whole_distribution_that_is_scored():
     """2,000 draws: each token as often as its probability says (5 σ), and one in three beyond the top 2."""
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=5, n_positions=4, n_embd=4, n_layer=1, n_head=1)).eval()
+    model = GPT2LMHeadModel(gpt2_config(5, n_positions=4, n_embd=4, n_layer=1, n_head=1)).eval()
     probabilities = tensor(0.4, 0.27, 0.2, 0.1, 0.03)
     model.lm_head = nn.Linear(4, 5)
     nn.init.zeros_(model.lm_head.weight)

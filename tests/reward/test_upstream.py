@@ -7,11 +7,12 @@ from kochat_trl.models.loading import new_reward_model
 from kochat_trl.reward.losses import pairwise_loss
 from kochat_trl.rows.encode import encode_dialogue, encode_prompt
 from kochat_trl.settings.keys import ModelArguments
+from tests.tiny import gpt2_config
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2ForSequenceClassification
+from transformers import AutoModelForCausalLM, GPT2ForSequenceClassification
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -127,7 +128,7 @@ class OutputPerToken(nn.Module):
 )
 def test_upstream_s_score_is_a_matter_of_padding_and_ours_is_the_last_token_s(padding, upstream):
     """Outputs 1, 2, 3 on a completion and 6 on its end token: our score is 6."""
-    config = GPT2Config(vocab_size=5, n_embd=1, n_head=1, n_layer=1, num_labels=1, pad_token_id=PAD)
+    config = gpt2_config(5, n_embd=1, n_head=1, n_layer=1, num_labels=1, pad_token_id=PAD)
     model = GPT2ForSequenceClassification(config)
     model.transformer = OutputPerToken()
     nn.init.ones_(model.score.weight)

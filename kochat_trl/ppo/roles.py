@@ -221,11 +221,8 @@ def adapters_of(model: PeftModel, reward_head: nn.Module, value_head: nn.Module 
     policy, reference = Role(model, head, "policy"), Role(model, head, "reference")
     models["value_head"] = _new_value_head(policy) if value_head is None else value_head
     value = Role(model, models["value_head"], "policy" if value_head is None else "value")
-    for module in (model, reward_head):
-        module.requires_grad_(False)
-    for trained in (policy, value):
-        for parameter in adapter_parameters(model, str(trained.adapter)):
-            parameter.requires_grad_(True)
+    reward_head.requires_grad_(False)
+    _train_only(model, str(policy.adapter), str(value.adapter))
     return Roles(models, policy, reference, Role(model, reward_head, "reward"), value)
 
 
@@ -249,13 +246,11 @@ def load_roles(
         base, revision = base_of_adapter(sft_path)
         model_args = replace(model_args, model_revision=revision)
         backbone = load_causal_lm(base, model_args, tokenizer)
-        if share and is_adapter(reward_path) and _same_base(base_of_adapter(reward_path), (base, revision)):
+        if share and is_adapter(reward_path) and _same_base(sft_path, reward_path):
             return one_backbone(backbone, sft_path, reward_path, value_model)
         policy, _ = _add_adapter(backbone, "policy", sft_path)
         _add_adapter(policy, "reference", sft_path)
-        policy.requires_grad_(False)
-        for parameter in adapter_parameters(policy, "policy"):
-            parameter.requires_grad_(True)
+        _train_only(policy, "policy")
         names: tuple[Any, Any] = ("policy", "reference")
     else:
         policy = add_lora(load_causal_lm(sft_path, model_args, tokenizer), model_args)
@@ -265,8 +260,8 @@ def load_roles(
     return separate_models(policy, None, reward, own, *names)
 
 
-def _same_base(one: tuple[str, str], other: tuple[str, str]) -> bool:
-    return (os.path.realpath(one[0]), one[1]) == (os.path.realpath(other[0]), other[1])
+def _same_base(*adapters: str) -> bool:
+    return len({(os.path.realpath(base), revision) for base, revision in map(base_of_adapter, adapters)}) == 1
 
 
 def adapter_parameters(model: nn.Module, name: str) -> Iterator[nn.Parameter]:
@@ -278,6 +273,13 @@ def adapter_parameters(model: nn.Module, name: str) -> Iterator[nn.Parameter]:
                 if name in weights:
                     found = weights[name]
                     yield from ([found] if isinstance(found, nn.Parameter) else found.parameters())
+
+
+def _train_only(model: nn.Module, *adapters: str) -> None:
+    model.requires_grad_(False)
+    for name in adapters:
+        for parameter in adapter_parameters(model, name):
+            parameter.requires_grad_(True)
 
 
 def switch_dropout_off(module: nn.Module) -> None:

@@ -14,6 +14,7 @@ from kochat_trl.ppo.roles import Role
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 MiniBatch = list[list[int]]  # the rows, of a rollout, of each of its micro-batches
@@ -60,17 +61,9 @@ def sample_responses(
     with policy.active(), without_checkpointing(policy.backbone):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            for row, response in zip(
-                rows,
-                _sample_batch(
-                    policy,
-                    [prompts[row] for row in rows],
-                    torch.stack([_uniform(seeds[row], response_length) for row in rows]),
-                    temperature,
-                    stop_token_id,
-                ),
-                strict=True,
-            ):
+            uniform = torch.stack([_uniform(seeds[row], response_length) for row in rows])
+            sampled = _sample_batch(policy, [prompts[row] for row in rows], uniform, temperature, stop_token_id)
+            for row, response in zip(rows, sampled, strict=True):
                 responses[row] = response
     return responses
 
@@ -79,13 +72,8 @@ def _sample_batch(
     policy: Role, prompts: Sequence[Sequence[int]], uniform: Tensor, temperature: float, stop_token_id: int | None
 ) -> list[list[int]]:
     device = policy.backbone.device
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), NO_PADDING_ID)
-    mask = torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    ids, mask, uniform = ids.to(device), mask.to(device), uniform.to(device)
+    ids, mask = _padded(prompts, "left", device)
+    uniform = uniform.to(device)
     cache = DynamicCache(config=policy.backbone.config)
     responses: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # those that are still going
@@ -103,6 +91,14 @@ def _sample_batch(
             ids, mask, rows = ids[keep], mask[keep], [rows[i] for i in going]
             cache.batch_select_indices(keep)
     return responses
+
+
+def _padded(rows: Sequence[Sequence[int]], side: str, device: Any) -> tuple[Tensor, Tensor]:
+    """Ids of rows, padded on a side to the longest, and a mask that is 1 on them; both (rows, length)."""
+    ids = [torch.tensor(row) for row in rows]
+    padded = pad_sequence(ids, batch_first=True, padding_value=NO_PADDING_ID, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side=side)
+    return padded.to(device), mask.to(device)
 
 
 def next_tokens(
@@ -183,34 +179,20 @@ class Rollout:
 
     def micro_batch(self, rows: Sequence[int]) -> "MicroBatch":
         """Prompts and responses of some rows, joined, and padded on the right to the longest."""
-        texts = [self.prompts[row] + self.responses[row] for row in rows]
-        width = max(map(len, texts))
-        input_ids = torch.full((len(rows), width), NO_PADDING_ID)
-        attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
-        for i, text in enumerate(texts):
-            input_ids[i, : len(text)] = torch.tensor(text)
-            attention_mask[i, : len(text)] = 1
         device = self.tokens.device
-        return MicroBatch(
-            torch.tensor(rows, device=device),
-            input_ids.to(device),
-            attention_mask.to(device),
-            torch.tensor([len(self.prompts[row]) - 1 for row in rows], device=device),
-        )
+        ids, mask = _padded([self.prompts[row] + self.responses[row] for row in rows], "right", device)
+        starts = torch.tensor([len(self.prompts[row]) - 1 for row in rows], device=device)
+        return MicroBatch(torch.tensor(rows, device=device), ids, mask, starts)
 
 
 @dataclass
 class MicroBatch:
-    """Rows of a rollout that go through a model together.
+    """Rows of a rollout that go through a model together."""
 
-    `rows` (m,) are their places in it; `input_ids` and `attention_mask` are (m, length), padded on the right; `starts`
-    (m,) is the position of each prompt's last token, whose hidden state the first token of the response is drawn from.
-    """
-
-    rows: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor
-    starts: Tensor
+    rows: Tensor  # (m,), their places in the rollout
+    input_ids: Tensor  # (m, length), padded on the right
+    attention_mask: Tensor  # (m, length), 1 on tokens
+    starts: Tensor  # (m,), the last position of each prompt: the first token of the response is drawn from its state
 
     def hidden(self, role: Role) -> Tensor:
         return role.hidden(self.input_ids, self.attention_mask)

@@ -31,20 +31,14 @@ class PPOConfig(TrainingArguments):
     # TRL's own
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Has no effect, as in TRL."})
     num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps in an epoch over a rollout."})
-    total_episodes: int | None = field(
-        default=None, metadata={"help": "Responses in all; the default is num_train_epochs times the prompts."}
-    )
+    total_episodes: int | None = field(default=None, metadata={"help": "Responses in all, else by num_train_epochs."})
     local_rollout_forward_batch_size: int = field(default=64, metadata={"help": "Rows that generate together."})
-    num_sample_generations: int = field(
-        default=10, metadata={"help": "How often a table of answers to eval_dataset is printed in a run."}
-    )
+    num_sample_generations: int = field(default=10, metadata={"help": "Tables of answers to eval_dataset in a run."})
     response_length: int = field(default=53, metadata={"help": "Tokens in a response, at most."})
     stop_token: Literal["eos"] | None = field(default=None, metadata={"help": "What ends a response."})
     stop_token_id: int | None = field(default=None, metadata={"help": "The id of what ends a response."})
     temperature: float = field(default=0.7, metadata={"help": "Of sampling, and of every log-probability."})
-    missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Taken from the score of a response that doesn't end itself."}
-    )
+    missing_eos_penalty: float | None = field(default=None, metadata={"help": "Cost of not ending a response."})
     sft_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "The policy to start from."})
     reward_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "The reward model."})
     model_adapter_name: str | None = field(default=None, metadata={"help": "The adapter of `model` to train."})
@@ -52,9 +46,7 @@ class PPOConfig(TrainingArguments):
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
     whiten_rewards: bool = field(default=False, metadata={"help": "Scale token rewards to variance 1."})
     kl_coef: float = field(default=0.05, metadata={"help": "What a nat of KL from the reference costs."})
-    kl_estimator: Literal["k1", "k2", "k3"] = field(
-        default="k1", metadata={"help": "Of the KL of a token: objective.kl_estimate. TRL has no k2."}
-    )
+    kl_estimator: Literal["k1", "k2", "k3"] = field(default="k1", metadata={"help": "objective.kl_estimate's."})
     cliprange: float = field(default=0.2, metadata={"help": "ε of the policy's ratio."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     cliprange_value: float = field(default=0.2, metadata={"help": "ε of the value function."})
@@ -63,9 +55,7 @@ class PPOConfig(TrainingArguments):
     ds3_gather_for_generation: bool = field(default=True, metadata={"help": "Has no effect: DeepSpeed is refused."})
 
     # This project's
-    engine: Literal["kochat", "trl"] = field(
-        default="kochat", metadata={"help": "This project's trainer, or TRL 1.12's own in the same recipe."}
-    )
+    engine: Literal["kochat", "trl"] = field(default="kochat", metadata={"help": "Our trainer, or TRL 1.12's own."})
     value_model: Literal["adapter", "shared"] = field(
         default="adapter",
         metadata={
@@ -73,21 +63,13 @@ class PPOConfig(TrainingArguments):
             "hidden states, one forward pass fewer."
         },
     )
-    kl_target: float | None = field(
-        default=None, metadata={"help": "Nats a response: adapt kl_coef to keep the KL there."}
-    )
+    kl_target: float | None = field(default=None, metadata={"help": "Nats a response: kl_coef keeps the KL there."})
     kl_horizon: int = field(default=10_000, metadata={"help": "Responses over which kl_coef adapts."})
     normalize_scores: bool = field(default=False, metadata={"help": "Scale scores by their running mean and spread."})
     score_clip: float | None = field(default=None, metadata={"help": "Clip scores to ± this."})
-    score_after_eos: bool = field(
-        default=False, metadata={"help": "Put the score one slot after the end of a response, as TRL does."}
-    )
-    kl_limit: float | None = field(
-        default=None, metadata={"help": "Nats a response: stop the run when the KL is beyond this."}
-    )
-    guard_updates: int = field(
-        default=20, metadata={"help": "Stop the run after this many updates in which no response ended."}
-    )
+    score_after_eos: bool = field(default=False, metadata={"help": "The score is one slot after the end, as in TRL."})
+    kl_limit: float | None = field(default=None, metadata={"help": "Nats a response: a KL beyond it stops the run."})
+    guard_updates: int = field(default=20, metadata={"help": "Updates in which nothing ends that stop the run."})
 
     # Worked out by the trainer, under TRL's names
     num_total_batches: int | None = _derived()  # updates

@@ -3,13 +3,16 @@
 import gzip
 import json
 import os
+import shutil
 import threading
+from pathlib import Path
 
 from kochat_trl.data.rankings import ranking_tiers, tier_pairs
 from kochat_trl.data.readers import file_format, read_records
 from kochat_trl.data.records import Dialogue, Prompt, Ranking, parse_preference, parse_prompt, parse_sft
 from kochat_trl.errors import UserError
 from kochat_trl.models.tokenizer import load_tokenizer
+from kochat_trl.rows import rows
 from kochat_trl.rows.encode import conversation, encode_dialogue, render
 from kochat_trl.rows.rows import build_dataset, text_rows
 from kochat_trl.settings.keys import DataArguments
@@ -391,6 +394,19 @@ def test_tokenized_rows_are_cached_until_something_changes(write, tiny_tokenizer
     monkeypatch.setattr(tiny_tokenizer, "chat_template", tiny_tokenizer.chat_template + " ")
     build_dataset([path], "ppo", tiny_tokenizer)
     assert calls == [2, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["rows.py", "encode.py"])
+def test_rows_are_made_anew_by_other_code(write, tiny_tokenizer, monkeypatch, tmp_path, name):
+    """The cache is keyed by all files that make a row of a record."""
+    room = tmp_path / "rows"
+    shutil.copytree(Path(rows.__file__).parent, room)
+    monkeypatch.setattr(rows, "__file__", str(room / "rows.py"))
+    path = write("ppo.jsonl", '[{"prompt": "같은 것"}]')
+    made = [build_dataset([path], "ppo", tiny_tokenizer)[0].cache_files for _ in range(2)]
+    (room / name).write_text((room / name).read_text(encoding="utf-8") + "\n# other code\n", encoding="utf-8")
+    made.append(build_dataset([path], "ppo", tiny_tokenizer)[0].cache_files)
+    assert made[0] == made[1] != made[2]
 
 
 def test_text_rows_are_trls_formats(tiny_tokenizer):

@@ -1,0 +1,29 @@
+"""Merging an adapter into bases of all kinds of positions."""
+
+import shutil
+from pathlib import Path
+
+from kochat_trl.models.loading import add_lora, load_causal_lm
+from kochat_trl.runs.merge import merge_adapter
+from kochat_trl.settings.keys import ModelArguments
+
+import torch
+from transformers import AutoModelForCausalLM, BloomConfig, GenerationConfig
+
+
+def test_a_base_without_a_limit_of_positions_is_merged(tiny_base, tiny_tokenizer, tmp_path):
+    """BLOOM's positions are told by distances, and its config names no most of them."""
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=2000, hidden_size=32, n_layer=1, n_head=2, eos_token_id=1, pad_token_id=3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    shutil.copy(Path(tiny_base) / "tokenizer.json", tmp_path / "base")
+    args = ModelArguments(use_peft=True, lora_r=2, dtype="float32")
+    model = add_lora(load_causal_lm(str(tmp_path / "base"), args, tiny_tokenizer), args)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer.save_pretrained(tmp_path / "adapter")
+    assert merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged") < 1e-4
+    assert GenerationConfig.from_pretrained(tmp_path / "merged").max_new_tokens == 128

@@ -153,8 +153,9 @@ def make_plan(
         if stage == "evaluate":
             truth = of_folder["reward"]  # what all experiments are measured by
             command = [*_KOCHAT, "reward", "eval", str(outputs["reward"]), *truth["eval_files"]]
-            command += ["--ranking-order", truth.get("ranking_order", "best_first")]
-            command += ["--invalid-records", truth.get("invalid_records", "error")]
+            for key, default in EVALUATED.items():
+                if (value := truth.get(key, default)) is not None:
+                    command += [f"--{key.replace('_', '-')}", str(value)]
         elif stage == "merge":
             command = [sys.executable, _of_project("scripts/merge_lora.py")]
             command += ["--adapter", str(ppo), "--output", str(output)]
@@ -184,6 +185,8 @@ def make_plans(configs: Sequence[str], seeds: Sequence[int], launcher: str | Non
 
 
 _KOCHAT = [sys.executable, "-m", "kochat_trl.cli.main"]
+# What the evaluation of a reward model takes from its config, and the defaults.
+EVALUATED = {"ranking_order": "best_first", "invalid_records": "error", "overlong": "error", "max_length": None}
 
 
 def _values(config: Path, stage: Any) -> dict[str, Any]:
@@ -196,8 +199,9 @@ def _values(config: Path, stage: Any) -> dict[str, Any]:
 def _is_of(evaluation: Path, reward: dict[str, Any]) -> bool:
     """Whether an evaluation was made on the rankings, and in the reading, that a reward model's config names."""
     facts = json.loads(evaluation.read_text(encoding="utf-8"))
-    wanted = {"files": reward["eval_files"], "ranking_order": reward.get("ranking_order", "best_first")}
-    return {key: facts.get(key) for key in wanted} == wanted
+    keys = {"ranking_order", "overlong"} | ({"max_length"} if reward.get("overlong", "error") != "error" else set())
+    same = all(facts.get(key, EVALUATED[key]) == reward.get(key, EVALUATED[key]) for key in keys)
+    return same and facts.get("files") == reward["eval_files"]
 
 
 def _finished(output: Path, stage: str) -> float:

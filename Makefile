@@ -1,6 +1,8 @@
 PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
+# A process a core; each has one thread (tests/conftest.py). One that is done takes tests over from the others.
+WORKERS := -n logical --maxprocesses 8 --dist worksteal
 
 .PHONY: setup demo test test-slow test-newest-trl check
 
@@ -18,11 +20,11 @@ demo: setup
 	$(BIN)/python scripts/demo.py --seed $(SEED)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 # The demo, and what its table must show.
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(WORKERS) -m slow
 
 # The three recipes on the newest TRL, which has no PPOTrainer of its own.
 test-newest-trl: setup

@@ -11,10 +11,10 @@ class UserError(Exception):
     """Something in a file, a config or a command is wrong. The message says what, where, and what to do."""
 
 
-def nearest(key: str, known: set[str]) -> str:
-    """The end of a sentence about an unknown key: the known one that it is most like."""
+def nearest(key: str, known: set[str], otherwise: str = ". See --help for the keys.") -> str:
+    """The end of a sentence about an unknown key: the known one that it is most like, or `otherwise`."""
     matches = difflib.get_close_matches(key.lstrip("-").replace("-", "_"), sorted(known), n=1)
-    return f". Did you mean '{matches[0]}'?" if matches else ". See --help for the keys."
+    return f". Did you mean '{matches[0]}'?" if matches else otherwise
 
 
 def run(main: Callable[[], None]) -> None:

@@ -1,6 +1,8 @@
-"""New files and folders that never overwrite what is there."""
+"""New files and folders that never overwrite what is there, and what to say where they can't be written."""
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -25,10 +27,11 @@ def new_file(path: str | Path) -> Iterator[TextIO]:
     except OSError as error:
         raise UserError(f"{target}: can't be written: {error.strerror}") from None
     try:
-        with stream:
-            yield stream
-        refuse_existing(target)
-        partial.rename(target)
+        with full_disk_told(target.parent):
+            with stream:
+                yield stream
+            refuse_existing(target)
+            partial.rename(target)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -56,3 +59,39 @@ def check_output_dir(output_dir: Path) -> None:
             f"{output_dir} is not empty. Choose another output folder; a recipe also takes "
             f"--overwrite_output_dir, which renames the old one, or --resume_from_checkpoint {output_dir}/checkpoint-N"
         )
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write `text` under `path` in one go: whoever looks finds what was there before, or all of the new."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """The last whole checkpoint: the trainers write the file of their state last."""
+    found = output_dir.glob("checkpoint-*/trainer_state.json")
+    whole = [path.parent for path in found if path.parent.name[11:].isdigit()]
+    return max(whole, key=lambda path: int(path.name[11:]), default=None)
+
+
+# How a full disk is told where it isn't by an OSError: safetensors, and torch's two ways.
+_FULL = ("No space left", "os error 28", "unexpected pos", "failed writing file")
+
+
+@contextmanager
+def full_disk_told(folder: str | Path) -> Iterator[None]:
+    """Tell a full disk as such, by a `UserError` that names `folder` and what can be gone on with."""
+    try:
+        yield
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        if number not in (errno.ENOSPC, errno.EDQUOT) and not any(words in str(error) for words in _FULL):
+            raise
+        checkpoint = last_checkpoint(Path(folder))
+        rest = f"; --resume_from_checkpoint {checkpoint} then goes on" if checkpoint else ""
+        free = shutil.disk_usage(folder).free / 2**20
+        raise UserError(
+            f"{folder}: the disk is full ({free:,.0f} MiB are free now). What was saved before is whole: make room, "
+            f"and start again{rest}"
+        ) from error

@@ -1,44 +1,43 @@
-"""Intervals and tests of the figures that are shown."""
+"""Intervals and tests of the figures that are shown.
+
+scipy.stats takes most of a second to load, so it is loaded where a figure needs it.
+"""
 
 import math
-import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
 
-# Quantiles of Student's t at 0.975 for 1, 2, … degrees of freedom.
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+Z = NormalDist().inv_cdf(0.975)  # 1.96, of a 95 % interval
 
 
 def half_interval(values: Sequence[float]) -> float:
-    """Half the 95 % interval of the mean of two or more values that are normally distributed."""
-    freedom, z = len(values) - 1, 1.95996
-    quantile = T_95[freedom - 1] if freedom <= len(T_95) else z + (z**3 + z) / (4 * freedom)  # Cornish and Fisher
-    return quantile * stdev(values) / math.sqrt(len(values))
+    """Half the 95 % interval of the mean of two or more values that are normally distributed.
+
+    t s / √n, t the quantile of Student's distribution with n − 1 degrees of freedom. Source: Student, Biometrika 6
+    (1908).
+    """
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
 def sign_test(one: int, other: int) -> float:
-    """The two-sided p of `one` against `other` votes if both were as likely; exact, in whole numbers."""
-    ways = tail = 1  # ways for 0 coins of all to fall heads; for 0, 1, ... of them
-    for heads in range(min(one, other)):
-        ways = ways * (one + other - heads) // (heads + 1)
-        tail += ways
-    return min(1.0, 2 * tail / 2 ** (one + other))
+    """The two-sided p of `one` against `other` votes if both were as likely: exact, 1 without votes.
 
+    It is 2 Σ_{i ≤ min} C(n, i) / 2ⁿ, at most 1. Source: Conover, Practical Nonparametric Statistics (1999), 3.4.
+    """
+    from scipy.stats import binomtest
 
-_Z_95 = statistics.NormalDist().inv_cdf(0.975)
+    return float(binomtest(one, one + other).pvalue) if one + other else 1.0
 
 
 def mean_interval(scores: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of ``scores`` and the ends of its normal 95 % interval."""
+    """The mean of two or more scores and the ends of its 95 % interval, mean ± z s / √n: normal, as for many scores."""
     if len(scores) < 2:
         raise ValueError(f"An interval needs at least 2 scores, got {len(scores)}")
-    mean = statistics.fmean(scores)
-    half_width = _Z_95 * statistics.stdev(scores) / math.sqrt(len(scores))
+    mean, half_width = fmean(scores), Z * stdev(scores) / math.sqrt(len(scores))
     return mean, mean - half_width, mean + half_width
-
-
-Z = NormalDist().inv_cdf(0.975)  # 1.96, of a 95 % interval
 
 
 def wilson_interval(successes: float, trials: float) -> tuple[float, float]:
@@ -46,7 +45,7 @@ def wilson_interval(successes: float, trials: float) -> tuple[float, float]:
 
     With p̂ = successes / trials and z = 1.96 its ends are (p̂ + z²/2n ± z √(p̂(1 − p̂)/n + z²/4n²)) / (1 + z²/n), where
     (p̂ − p)² = z² p(1 − p)/n. A draw is half a success. It varies less than a coin does, so draws make the interval
-    wider than need be. Source: Wilson, JASA 22 (1927).
+    wider than need be. (scipy has it for whole numbers only.) Source: Wilson, JASA 22 (1927).
     """
     share = successes / trials
     middle = share + Z**2 / (2 * trials)

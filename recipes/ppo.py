@@ -10,25 +10,22 @@ Needs the outputs of stages 1 (`sft_model_path`) and 2 (`reward_model_path`). Wh
 from kochat_trl.errors import UserError, run
 from kochat_trl.models.loading import require_stage_output
 from kochat_trl.models.tokenizer import load_tokenizer
-from kochat_trl.ppo import stock
+from kochat_trl.ppo import PPOTrainer, stock
 from kochat_trl.ppo.roles import load_roles
-from kochat_trl.ppo.trainer import PPOTrainer
 from kochat_trl.rows.rows import build_datasets
-from kochat_trl.runs.outputs import finish_run, start_run
+from kochat_trl.runs.outputs import finish_run, start_run, train
 
 
 def main() -> None:
-    args = start_run("ppo", default_config="configs/kogpt2/ppo.yaml")
-    training, recipe = args.training, args.recipe
+    args = start_run("ppo")
+    training = args.training
     sft_path, reward_path = training.sft_model_path, training.reward_model_path
     require_stage_output(sft_path)
     require_stage_output(reward_path)
 
     # 1. Prompts → tokens, through the template of SFT, up to where the answer starts.
     tokenizer = load_tokenizer(sft_path, args.model.model_revision)
-    train_dataset, eval_dataset, data_report = build_datasets(
-        recipe.train_files, recipe.eval_files, "ppo", tokenizer, recipe.max_prompt_length, recipe
-    )
+    train_dataset, eval_dataset, data_report = build_datasets("ppo", args, tokenizer)
     if load_tokenizer(reward_path).get_vocab() != tokenizer.get_vocab():
         raise UserError(f"{reward_path} reads other tokens than {sft_path}: train both from the same base")
     if training.engine == "trl":
@@ -36,29 +33,21 @@ def main() -> None:
 
     # 2. Policy, reference, reward and value: four adapters on one backbone. The policy starts as the SFT adapter, and
     #    the reference stays it; the value starts as the reward model, which stays as it is too.
-    shared = training.engine == "kochat"
-    roles = load_roles(sft_path, reward_path, args.model, tokenizer, training.value_model, shared)
+    ours = training.engine == "kochat"
+    roles = load_roles(sft_path, reward_path, args.model, tokenizer, training.value_model, share=ours)
 
     # 3. Train.
-    if training.engine == "trl":
-        trainer = stock.build_trainer(args.resolved, tokenizer, roles, train_dataset, eval_dataset)
-        trainer.train()
-    else:
+    if ours:
         trainer = PPOTrainer(training, tokenizer, roles, None, None, train_dataset, eval_dataset=eval_dataset)
-        trainer.train(training.resume_from_checkpoint)
+    else:
+        trainer = stock.build_trainer(args.resolved, tokenizer, roles, train_dataset, eval_dataset)
+    metrics = train(trainer, args)
 
     # 4. Save the policy, and the value function beside it.
-    finish_run(
-        trainer,
-        roles,
-        tokenizer,
-        args,
-        trainer.state.log_history[-1],
-        data_report,
-        f"python scripts/merge_lora.py --adapter {training.output_dir} --output FOLDER"
-        if roles.policy.adapter
-        else f"load {training.output_dir} with transformers",
-    )
+    next_step = f"load {training.output_dir} with transformers"
+    if roles.policy.adapter:
+        next_step = f"python scripts/merge_lora.py --adapter {training.output_dir} --output FOLDER"
+    finish_run(trainer, roles, tokenizer, args, metrics, data_report, next_step)
 
 
 if __name__ == "__main__":

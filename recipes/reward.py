@@ -4,7 +4,7 @@
     accelerate launch recipes/reward.py --config configs/tiny/reward.yaml --lora_r 32
 
 Each completion of a ranking goes through the model once. `loss:` takes pairs or the whole order from the scores;
-`kochat_trl/losses.py` has all three written out.
+`kochat_trl/reward/losses.py` has all three written out.
 """
 
 from kochat_trl.errors import run
@@ -12,18 +12,15 @@ from kochat_trl.models.loading import add_lora, cast_trainable_to_float32, new_r
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.trainer import RankingTrainer
 from kochat_trl.rows.rows import build_datasets
-from kochat_trl.runs.outputs import finish_run, start_run
+from kochat_trl.runs.outputs import finish_run, start_run, train
 
 
 def main() -> None:
-    args = start_run("reward", default_config="configs/kogpt2/reward.yaml")
-    training, recipe = args.training, args.recipe
+    args = start_run("reward")
 
     # 1. Rankings → tokens, through the same template as SFT.
     tokenizer = load_tokenizer(args.model.model_name_or_path, args.model.model_revision)
-    train_dataset, eval_dataset, data_report = build_datasets(
-        recipe.train_files, recipe.eval_files, "reward", tokenizer, training.max_length, recipe
-    )
+    train_dataset, eval_dataset, data_report = build_datasets("reward", args, tokenizer)
 
     # 2. The base without its LM head, under a score head; LoRA on the blocks, the head trained whole.
     model = new_reward_model(args.model.model_name_or_path, args.model, tokenizer)
@@ -31,17 +28,15 @@ def main() -> None:
 
     # 3. Train. −log σ(r_chosen − r_rejected) unless `loss` says otherwise, with r read at the last token, `</s>`.
     trainer = RankingTrainer(
-        recipe,
+        args.recipe,
         model=model,
-        args=training,
+        args=args.training,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
     )
     cast_trainable_to_float32(trainer.model)
-    metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
-    if eval_dataset is not None:
-        metrics |= trainer.evaluate()
+    metrics = train(trainer, args)
 
     # 4. Save, the head with the adapter.
     finish_run(trainer, model, tokenizer, args, metrics, data_report, "accelerate launch recipes/ppo.py")

@@ -10,33 +10,27 @@ from kochat_trl.errors import run
 from kochat_trl.models.loading import add_lora, cast_trainable_to_float32, load_causal_lm
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.rows.rows import build_datasets
-from kochat_trl.runs.outputs import finish_run, start_run
+from kochat_trl.runs.outputs import finish_run, start_run, train
 
 from trl import SFTTrainer
 
 
 def main() -> None:
-    args = start_run("sft", default_config="configs/kogpt2/sft.yaml")
-    training, recipe = args.training, args.recipe
+    args = start_run("sft")
 
     # 1. Text → tokens. Labels are the assistant's turns; everything else is −100.
     tokenizer = load_tokenizer(args.model.model_name_or_path, args.model.model_revision)
-    train_dataset, eval_dataset, data_report = build_datasets(
-        recipe.train_files, recipe.eval_files, "sft", tokenizer, training.max_length, recipe
-    )
+    train_dataset, eval_dataset, data_report = build_datasets("sft", args, tokenizer)
 
     # 2. The base, quantized if asked for, under a new LoRA adapter.
     model = load_causal_lm(args.model.model_name_or_path, args.model, tokenizer)
     model = add_lora(model, args.model)
 
     # 3. Train. Cross-entropy on the labels.
-    trainer = SFTTrainer(
-        model=model, args=training, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=tokenizer
-    )
+    data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+    trainer = SFTTrainer(model, args.training, processing_class=tokenizer, **data)
     cast_trainable_to_float32(trainer.model)
-    metrics = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
-    if eval_dataset is not None:
-        metrics |= trainer.evaluate()
+    metrics = train(trainer, args)
 
     # 4. Save.
     finish_run(trainer, model, tokenizer, args, metrics, data_report, "accelerate launch recipes/reward.py")

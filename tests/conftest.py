@@ -1,8 +1,11 @@
-"""Shared inputs: a tiny base made on the spot, and real data where it is at hand."""
+"""Shared inputs: a tiny base made on the spot, and real data where it is at hand. What takes long is made once.
 
-import importlib.util
+Tests run in a process a core (`make test`), each with one thread: more threads than cores only wait for one another.
+"""
+
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,20 +13,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported
-os.environ.setdefault("HF_DATASETS_CACHE", tempfile.mkdtemp(prefix="kochat-cache-"))  # of tokenized rows
+# Read when the libraries are imported. Each worker has a cache of tokenized rows of its own.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="kochat-cache-"))
+os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
 from kochat_trl.cli.main import main
-from kochat_trl.errors import run as run_main
 from kochat_trl.models.tokenizer import load_tokenizer
-from tests.tiny import PAIRS, ROOT
+from tests.tiny import PAIRS, ROOT, run_script
 
 import pytest
+import torch
 from accelerate import PartialState
+from filelock import FileLock
 
+pytest.register_assert_rewrite("tests.ppo")  # helpers compare runs
+torch.set_num_threads(1)
 PartialState(cpu=True)  # the tests run on the CPU, also where there is a GPU
 
 SHARED = ROOT.parent / "shared"
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -34,14 +45,35 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A folder that a function fills, for all workers: the first that asks makes it, the others wait for it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers
+
+    def folder_made_once(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = root / f"once-{name}", root / f"once-{name}.done"
+        with FileLock(f"{folder}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return folder_made_once
+
+
+@pytest.fixture(scope="session")
+def tiny_base(made_once: Callable[..., Path]) -> str:
     """A tiny GPT-2 laid out as kogpt2 is on the Hub, by the project's own script, hardly trained."""
-    folder = tmp_path_factory.mktemp("tiny")
-    text = folder / "text.txt"
-    text.write_text("\n".join(f"{prompt} {good} {bad}" for prompt, good, bad in PAIRS * 20), encoding="utf-8")
-    command = [sys.executable, ROOT / "scripts/make_tiny_base.py", "--text", text, "--output", folder / "base"]
-    subprocess.run([*command, "--steps", "10"], check=True, capture_output=True)
-    return str(folder / "base")
+
+    def fill(folder: Path) -> None:
+        text = folder / "text.txt"
+        text.write_text("\n".join(f"{prompt} {good} {bad}" for prompt, good, bad in PAIRS * 20), encoding="utf-8")
+        run_script("scripts/make_tiny_base.py", "--text", text, "--output", folder / "base", "--steps", 10)
+
+    return str(made_once("tiny", fill) / "base")
 
 
 @pytest.fixture(scope="session")
@@ -50,30 +82,28 @@ def tiny_tokenizer(tiny_base: str):
 
 
 @pytest.fixture(scope="session")
-def tiny_reward(tiny_base: str, tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
+def tiny_reward(tiny_base: str, tiny_tokenizer, made_once: Callable[..., Path]) -> str:
     """A reward model on the tiny base: an adapter with its head, all drawn at random."""
     from kochat_trl.models.loading import add_lora, new_reward_model
     from kochat_trl.settings.keys import ModelArguments
 
-    import torch
+    def fill(folder: Path) -> None:
+        args = ModelArguments(use_peft=True, lora_r=4, dtype="float32")
+        torch.manual_seed(0)
+        model = add_lora(new_reward_model(tiny_base, args, tiny_tokenizer), args)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
 
-    args = ModelArguments(use_peft=True, lora_r=4, dtype="float32")
-    torch.manual_seed(0)
-    model = add_lora(new_reward_model(tiny_base, args, tiny_tokenizer), args)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    folder = str(tmp_path_factory.mktemp("reward"))
-    model.save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+    return str(made_once("reward", fill))
 
 
 @pytest.fixture(scope="session")
-def kochatgpt_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def kochatgpt_files(made_once: Callable[..., Path]) -> dict[str, str]:
     """One small file for each stage, in KoChatGPT's shapes (JSON arrays named .jsonl)."""
-    folder = tmp_path_factory.mktemp("data")
     records = {
         "sft": [{"prompt": p, "completion": good, "tokens": 9} for p, good, _ in PAIRS],
         "reward": [
@@ -82,12 +112,14 @@ def kochatgpt_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ],
         "ppo": [{"prompt": p} for p, _, _ in PAIRS],
     }
-    paths = {}
-    for stage, content in records.items():
-        path = folder / f"kochatgpt_{stage}.jsonl"
-        path.write_text("\ufeff" + json.dumps(content, ensure_ascii=False, indent=4), encoding="utf-8")
-        paths[stage] = str(path)
-    return paths
+
+    def fill(folder: Path) -> None:
+        for stage, content in records.items():
+            text = "\ufeff" + json.dumps(content, ensure_ascii=False, indent=4)
+            (folder / f"kochatgpt_{stage}.jsonl").write_text(text, encoding="utf-8")
+
+    folder = made_once("data", fill)
+    return {stage: str(folder / f"kochatgpt_{stage}.jsonl") for stage in records}
 
 
 @pytest.fixture
@@ -122,17 +154,9 @@ def kochat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.fixture
-def recipe(monkeypatch):
+def recipe() -> Callable[..., None]:
     """Run a recipe in this process, as `python recipes/STAGE.py ARGUMENTS` does."""
-
-    def run_recipe(stage, *arguments):
-        spec = importlib.util.spec_from_file_location(stage, ROOT / f"recipes/{stage}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr("sys.argv", [f"recipes/{stage}.py", *map(str, arguments)])
-        run_main(module.main)
-
-    return run_recipe
+    return lambda stage, *arguments: run_script(f"recipes/{stage}.py", *arguments)
 
 
 BLOCKED_SOCKET = '''
@@ -193,12 +217,12 @@ def run_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finis
 
 @pytest.fixture(scope="session")
 def launch(run_command: Callable[..., Finished]) -> Callable[..., Finished]:
-    """`accelerate launch` a recipe, in one or two CPU processes."""
+    """`accelerate launch` a recipe, in one or two CPU processes of one thread each."""
 
     def launch_recipe(recipe: str, *arguments: str, processes: int = 1, **kwargs) -> Finished:
-        config = {1: ["configs/accelerate/cpu.yaml"], 2: ["configs/accelerate/ddp.yaml"]}[processes]
-        threads = ["--num_cpu_threads_per_process", str(2 // processes)]
-        launcher = ["-m", "accelerate.commands.launch", "--config_file", *config, *threads]
-        return run_command(*launcher, f"recipes/{recipe}.py", *arguments, **kwargs)
+        config = {1: "configs/accelerate/cpu.yaml", 2: "configs/accelerate/ddp.yaml"}[processes]
+        # Port 0 is a free one. accelerate's own, 29500, would be that of every launch at the same moment.
+        options = ["--config_file", config, "--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
+        return run_command("-m", "accelerate.commands.launch", *options, f"recipes/{recipe}.py", *arguments, **kwargs)
 
     return launch_recipe

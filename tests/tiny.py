@@ -1,6 +1,12 @@
-"""What tests of several rooms share that needs no fixture: where the project is, and a few questions."""
+"""What tests of several rooms share that needs no fixture: where the project is, a few questions, a script's run."""
 
+import importlib.util
+import sys
 from pathlib import Path
+from unittest.mock import patch
+
+from kochat_trl.data.readers import read_records
+from kochat_trl.errors import run
 
 ROOT = Path(__file__).parents[1]
 
@@ -12,3 +18,17 @@ PAIRS = [
     ("높다의 반대말은 뭐야?", "높다의 반대말은 낮다입니다.", "높다 높다 높다"),
     ("강아지는 어떻게 울어요?", "강아지는 멍멍 하고 울어요.", "(멍멍)"),
 ]
+
+
+def parsed(path, parse):
+    """Each record of a file, as `parse` understands it."""
+    return [parse(raw) for raw in read_records(path)]
+
+
+def run_script(path, *arguments):
+    """What `python PATH ARGUMENTS` does, in this process: each start of the libraries takes seconds."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with patch.object(sys, "argv", [path, *map(str, arguments)]):
+        run(module.main)

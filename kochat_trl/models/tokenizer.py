@@ -4,6 +4,7 @@
 byte-level tokenizer and turns Korean into bytes, without an error. `load_tokenizer` reads `tokenizer.json` as it is.
 """
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,7 @@ KOGPT2_SPECIAL_TOKENS = {
 
 # KoChatGPT's short prompt, turn after turn; the generation block marks what the assistant says, its `</s>` included.
 # A system message, if there is one, stands before it, as KoChatGPT's optional preamble does.
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{%- if message['role'] == 'user' -%}
-{{- '### Instruction(명령어):\\n' + message['content'] + '\\n\\n### Response(응답):' -}}
-{%- elif message['role'] == 'assistant' -%}
-{%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
-{%- elif message['role'] == 'system' and loop.first -%}
-{{- message['content'] + '\\n\\n' -}}
-{%- else -%}
-{{- raise_exception('unknown role, or a system message after the first: ' + message['role']) -}}
-{%- endif -%}
-{%- endfor -%}
-"""
+CHAT_TEMPLATE = files(__package__).joinpath("kochatgpt.jinja").read_text(encoding="utf-8")
 
 
 def load_tokenizer(path: str, revision: str = "main") -> PreTrainedTokenizerBase:

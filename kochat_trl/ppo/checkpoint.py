@@ -1,11 +1,11 @@
-"""Stopping a run and going on with it: signals, the random generators, and which folder is a whole checkpoint.
+"""Stopping a run and going on with it: checkpoints, signals, and the generators of random numbers.
 
 A checkpoint is written under the name `checkpoint-N.unfinished` and renamed when all of it is there, so a run that is
 killed at any moment leaves the last good one.
 """
 
+import json
 import logging
-import random
 import shutil
 import signal
 import threading
@@ -14,9 +14,14 @@ from types import FrameType
 from typing import Any
 
 from kochat_trl.errors import UserError
+from kochat_trl.files import set_aside
+from kochat_trl.ppo.objective import RunningMoments
+from kochat_trl.ppo.roles import Roles, adapter_parameters
 
-import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
 
 FILES = ("weights.safetensors", "optimizer.pt", "ppo.json", "trainer_state.json")
@@ -29,6 +34,83 @@ def find_checkpoint(output_dir: str, given: str | bool) -> Path:
     if folder is None or not all((Path(folder) / name).is_file() for name in FILES):
         raise UserError(f"{output_dir if folder in (None, 'True') else folder}: no checkpoint of PPO there")
     return Path(folder)
+
+
+def save_checkpoint(trainer: Any) -> Path:
+    """Write all that the next update of `trainer`, a PPOTrainer, depends on, and return the folder."""
+    accelerator, state = trainer.accelerator, trainer.state
+    folder = Path(trainer.args.output_dir) / f"checkpoint-{state.global_step}"
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpointed(trainer.roles).items()}
+        save_file(weights, str(unfinished / "weights.safetensors"))
+        training = {
+            "optimizer": trainer.optimizer.state_dict(),
+            "scheduler": trainer.lr_scheduler.state_dict(),
+            "scaler": accelerator.scaler and accelerator.scaler.state_dict(),
+        }
+        torch.save(training, unfinished / "optimizer.pt")
+        ppo = {"kl_coef": trainer.kl_coef, "score_moments": vars(trainer.score_moments), "run": _identity(trainer)}
+        (unfinished / "ppo.json").write_text(json.dumps(ppo), encoding="utf-8")
+        for callback in (*trainer.callback_handler.callbacks, trainer.control):
+            if isinstance(callback, ExportableState):
+                state.stateful_callbacks[type(callback).__name__] = callback.state()
+        state.save_to_json(str(unfinished / "trainer_state.json"))
+    accelerator.wait_for_everyone()
+    trainer._save_rng_state(str(unfinished))  # the global generators: nothing here draws from them, a callback may
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        set_aside(folder)
+        unfinished.rename(folder)
+        drop_old_checkpoints(folder, trainer.args.save_total_limit)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def load_checkpoint(trainer: Any, path: Path, state_class: Any) -> None:
+    """Put `trainer` where it was when it wrote the checkpoint in `path`. Raises `UserError` if it is of another run."""
+    ppo = json.loads((path / "ppo.json").read_text(encoding="utf-8"))
+    now = _identity(trainer)
+    if changed := [name for name in now if now[name] != ppo["run"][name]]:
+        pairs = ", ".join(f"{name}: {ppo['run'][name]} then, {now[name]} now" for name in changed)
+        raise UserError(f"{path}: is of another run ({pairs}); use the config that it was made with")
+    weights, parameters = load_file(path / "weights.safetensors"), checkpointed(trainer.roles)
+    here, there = ({name: w.shape for name, w in some.items()} for some in (parameters, weights))
+    if odd := sorted(name for name in here | there if here.get(name) != there.get(name)):
+        raise UserError(f"{path}: is of other models; its first odd weight is {odd[0]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    training = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    trainer.optimizer.load_state_dict(training["optimizer"])
+    trainer.lr_scheduler.load_state_dict(training["scheduler"])
+    if training["scaler"]:
+        trainer.accelerator.scaler.load_state_dict(training["scaler"])
+    trainer.kl_coef, trainer.score_moments = ppo["kl_coef"], RunningMoments(**ppo["score_moments"])
+    trainer.state = state_class.load_from_json(str(path / "trainer_state.json"))
+    trainer.state.is_local_process_zero = trainer.is_local_process_zero()
+    trainer.state.is_world_process_zero = trainer.is_world_process_zero()
+    trainer._load_callback_state()
+    trainer._load_rng_state(str(path))
+
+
+def checkpointed(roles: Roles) -> dict[str, nn.Parameter]:
+    """All weights that are trained, and the adapters and heads of all roles."""
+    model = roles.models["policy"]
+    kept = {id(p) for adapter in getattr(model, "peft_config", ()) for p in adapter_parameters(model, adapter)}
+    return {
+        name: parameter
+        for name, parameter in roles.named_parameters()
+        if parameter.requires_grad or id(parameter) in kept or name.split(".")[1].endswith("_head")
+    }
+
+
+def _identity(trainer: Any) -> dict[str, Any]:
+    """What must be the same for a run to go on as if it had never stopped."""
+    names = ("seed", "batch_size", "mini_batch_size", "micro_batch_size", "num_ppo_epochs", "response_length")
+    return {name: getattr(trainer.args, name) for name in names} | {"prompts": len(trainer.train_dataset)}
 
 
 def drop_old_checkpoints(newest: Path, keep: int | None) -> None:
@@ -63,22 +145,3 @@ class CaughtSignals:
 
     def obey(self) -> None:
         raise SystemExit(128 + (self.number or signal.SIGTERM))
-
-
-def random_state() -> dict[str, Any]:
-    """The global generators of this process. Nothing here draws from them; a callback may."""
-    name, keys, *rest = np.random.get_state()
-    state = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    state["numpy"] = (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest)
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

@@ -24,6 +24,7 @@ from kochat_trl.models.loading import (
     load_reward_model,
 )
 from kochat_trl.settings.keys import LORA_SHAPE, ModelArguments
+from kochat_trl.settings.ppo import PPOConfig
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -32,6 +33,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutput
 
 WEIGHTS = "adapter_model.safetensors"
 HEAD = f"base_model.model.{SCORE}.weight"  # its name in an adapter's file
@@ -87,6 +89,17 @@ class Roles(nn.Module):
         """Whether the value head reads the policy's own hidden states."""
         return self.value.backbone is self.policy.backbone and self.value.adapter == self.policy.adapter
 
+    def as_models(self) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+        """Policy, reference, reward and value as scripts for TRL's trainer have them.
+
+        A role with a model of its own is that very model; one that shares a backbone is a `RoleModel`.
+        """
+        roles = {"policy": self.policy, "reference": self.reference, "reward": self.reward, "value": self.value}
+        policy, reference, reward, value = (
+            self.models[name] if name in self.models else RoleModel(role) for name, role in roles.items()
+        )
+        return policy, reference, reward, value
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the policy, as an adapter or a model, and the value function into the folder `value` in it.
 
@@ -104,6 +117,47 @@ class Roles(nn.Module):
             value_folder.mkdir(parents=True, exist_ok=True)
             weight: Any = self.value.head.weight
             save_file({f"{SCORE}.weight": weight.detach()}, str(value_folder / "head.safetensors"))
+
+
+class RoleModel(nn.Module):
+    """A role on a backbone that it shares, as a model of its own: its forward pass is under its adapter."""
+
+    def __init__(self, role: Role):
+        super().__init__()
+        self.backbone, self.head, self.config = role.backbone, role.head, role.backbone.config
+        self._role = role
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **unused: Any) -> CausalLMOutput:
+        """The head's outputs, (rows, length, outputs), of rows that are padded on the right."""
+        with self._role.active():
+            return CausalLMOutput(logits=self.head(self._role.hidden(input_ids, attention_mask)))
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Of the base, the head and the role's own adapter: not of the adapters of other roles."""
+        adapters = {name for layer in self._role.layers for name in getattr(layer, "scaling", ())}
+        others = {
+            id(parameter)
+            for name in adapters - {self._role.adapter}
+            for parameter in adapter_parameters(self.backbone, name)
+        }
+        yield from (pair for pair in super().named_parameters(*args, **kwargs) if id(pair[1]) not in others)
+
+
+def roles_of(
+    args: PPOConfig, model: Any, ref_model: Any, reward_model: Any, value_model: Any, peft_config: PeftConfig | None
+) -> Roles:
+    """The roles of models that are given one by one. Raises `UserError` for what makes no sense together."""
+    if ref_model is model:
+        raise UserError("`model` and `ref_model` are one object; give a copy, or None")
+    if value_model is not None and value_model is reward_model:
+        raise UserError("`value_model` and `reward_model` are one object: one is trained, the other isn't")
+    if (value_model is None) != (args.value_model == "shared"):
+        raise UserError("give `value_model`, or set `value_model: shared` in the config, and not both")
+    if peft_config is not None and isinstance(model, PeftModel):
+        raise UserError("`model` has an adapter already, and `peft_config` asks for another; remove one")
+    if peft_config is not None:
+        model = get_peft_model(model, peft_config)
+    return separate_models(model, ref_model, reward_model, value_model, args.model_adapter_name, args.ref_adapter_name)
 
 
 def separate_models(
@@ -224,6 +278,16 @@ def adapter_parameters(model: nn.Module, name: str) -> Iterator[nn.Parameter]:
                 if name in weights:
                     found = weights[name]
                     yield from ([found] if isinstance(found, nn.Parameter) else found.parameters())
+
+
+def switch_dropout_off(module: nn.Module) -> None:
+    """Dropout layers, and the rates that some models keep as numbers (OPT, Llama's attention)."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        for name, value in vars(part).items():
+            if isinstance(value, float) and any(word in name for word in ("dropout", "pdrop", "layerdrop")):
+                setattr(part, name, 0.0)
 
 
 def _add_adapter(model: Any, name: str, folder: str) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""A rollout: prompts → responses, and what the four models say of them.
+"""A rollout: prompts → responses, and the rows that go through a model together.
 
 Everything is counted by lengths, never by token ids, so a padding token in a response is a token like any other.
 """
@@ -6,23 +6,37 @@ Everything is counted by lengths, never by token ids, so a padding token in a re
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kochat_trl.models.heads import end_states
-from kochat_trl.ppo.logprobs import token_logprobs
-from kochat_trl.ppo.roles import Role, Roles
+from kochat_trl.ppo.roles import Role
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+MiniBatch = list[list[int]]  # the rows, of a rollout, of each of its micro-batches
 NO_PADDING_ID = 0  # what stands under the mask; any id does
 
 
 def seed_of(*parts: object) -> int:
     """A seed for a random generator, from what it is for: (seed, update, prompt), say. The same on every machine."""
     return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()) >> 1
+
+
+def shuffled(count: int, *what_for: object) -> list[int]:
+    """The numbers below `count` in an order of their own, as `seed_of` tells from what it is for."""
+    generator = torch.Generator().manual_seed(seed_of(*what_for))
+    return torch.randperm(count, generator=generator).tolist()
+
+
+def draw_prompts(prompts: int, batch_size: int, seed: int, update: int) -> list[int]:
+    """The prompts of an update, by index: each pass over the data has an order of its own, and leaves a rest."""
+    updates_a_pass = prompts // batch_size
+    order = shuffled(prompts, seed, "order", update // updates_a_pass)
+    start = update % updates_a_pass * batch_size
+    return order[start : start + batch_size]
 
 
 @torch.no_grad()
@@ -125,18 +139,14 @@ def without_checkpointing(backbone: nn.Module) -> Iterator[None]:
 
 @dataclass
 class Rollout:
-    """b prompts with their responses of at most t tokens; the tensors of `score_rollout` are filled in later.
-
-    `tokens` (b, t) are the responses; `mask` is True on them. `value_mask` is True on the states whose value counts:
-    the same, or one more each with `score_after_eos`. `ended` (b,) is whether a response ended itself.
-    """
+    """b prompts with their responses of at most t tokens."""
 
     prompts: list[list[int]]
     responses: list[list[int]]
-    tokens: Tensor
-    mask: Tensor
-    value_mask: Tensor
-    ended: Tensor
+    tokens: Tensor  # (b, t), the responses, padded on the right
+    mask: Tensor  # (b, t), True on the tokens of a response
+    value_mask: Tensor  # (b, t), True on the states whose value counts: as `mask`, or one more with `score_after_eos`
+    ended: Tensor  # (b,), whether a response ended itself
 
     @classmethod
     def of(
@@ -159,6 +169,17 @@ class Rollout:
         ended = torch.tensor([response[-1] == stop_token_id for response in responses])
         tensors = (tensor.to(device) for tensor in (tokens, mask, value_mask, ended))
         return cls(prompts, responses, *tensors)
+
+    def plan(self, mini: int, micro: int, seed: int, update: int, epoch: int) -> list[MiniBatch]:
+        """The mini-batches, of `mini` rows, of an epoch, each in micro-batches of `micro`; for all processes together.
+
+        Rows are shuffled into mini-batches; within one, those of like length go together. The plan of the first epoch
+        also serves to score the rollout, so that the first step computes the very numbers that it compares with.
+        """
+        lengths = [len(text) for text in map(list.__add__, self.prompts, self.responses)]
+        order = shuffled(len(lengths), seed, "rows", update, epoch)
+        mini_batches = [sorted(order[i : i + mini], key=lengths.__getitem__) for i in range(0, len(order), mini)]
+        return [[rows[i : i + micro] for i in range(0, mini, micro)] for rows in mini_batches]
 
     def micro_batch(self, rows: Sequence[int]) -> "MicroBatch":
         """Prompts and responses of some rows, joined, and padded on the right to the longest."""
@@ -205,36 +226,22 @@ class MicroBatch:
         return end_states(hidden, self.attention_mask)
 
 
-@torch.no_grad()
-def score_rollout(
-    roles: Roles, rollout: Rollout, batches: Sequence[MicroBatch], temperature: float, value_dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """`logprobs`, `ref_logprobs` and `values`, (b, t), and `scores`, (b,), of the rows in `batches`; 0 elsewhere."""
-    shape, device = rollout.mask.shape, rollout.tokens.device
-    found = {name: torch.zeros(shape, device=device) for name in ("logprobs", "ref_logprobs", "values")}
-    found["scores"] = torch.zeros(shape[0], device=device)
-    found = {name: tensor.to(value_dtype) for name, tensor in found.items()}
-    for batch in batches:
-        rows, mask, value_mask = batch.rows, rollout.mask[batch.rows], rollout.value_mask[batch.rows]
-        tokens = rollout.tokens[rows][mask]
-        for name, role in {"logprobs": roles.policy, "ref_logprobs": roles.reference}.items():
-            with role.active():
-                hidden = batch.hidden(role)
-                flat, _ = token_logprobs(role.head, batch.states(hidden, mask), tokens, temperature)
-                found[name][rows] = spread(flat, mask, value_dtype)
-                if roles.value_reads_policy and name == "logprobs":
-                    flat = roles.value.head(batch.states(hidden, value_mask)).squeeze(-1)
-                    found["values"][rows] = spread(flat, value_mask, value_dtype)
-        if not roles.value_reads_policy:
-            with roles.value.active():
-                flat = roles.value.head(batch.states(batch.hidden(roles.value), value_mask)).squeeze(-1)
-                found["values"][rows] = spread(flat, value_mask, value_dtype)
-        with roles.reward.active():
-            last = batch.end_states(batch.hidden(roles.reward))
-            found["scores"][rows] = roles.reward.head(last).squeeze(-1).to(value_dtype)
-    return found
+@dataclass
+class Trajectory:
+    """What the four models say of a rollout, and what PPO makes of it; floats, and 0 where there is no token.
 
+    log-probabilities are in nats a token, of softmax(logits / temperature).
+    """
 
-def spread(flat: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The numbers of `flat` in the True of `mask`, in order; 0 elsewhere."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_scatter(mask, flat.to(dtype))
+    logprobs: Tensor  # (b, t), under the policy that sampled
+    ref_logprobs: Tensor  # (b, t), under the reference
+    values: Tensor  # (b, t), V of the state in which token t is chosen
+    scores: Tensor  # (b,), the reward model's
+    advantages: Tensor = field(init=False)  # (b, t), set once there are rewards
+    returns: Tensor = field(init=False)  # (b, t)
+
+    @classmethod
+    def zeros(cls, shape: Sequence[int], device: Any, dtype: torch.dtype) -> "Trajectory":
+        """A trajectory of `shape` (b, t) of which nothing is known."""
+        shapes = (shape, shape, shape, shape[:1])
+        return cls(*(torch.zeros(*each, device=device, dtype=dtype) for each in shapes))

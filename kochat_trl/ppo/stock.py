@@ -18,24 +18,16 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
-OURS = ("value_model", "kl_target", "normalize_scores", "score_clip", "kl_limit")  # keys that TRL has not
 logger = logging.getLogger(__name__)
 
 
 def refuse_unsupported(args: PPOConfig, tokenizer: PreTrainedTokenizerBase, train_dataset: Dataset) -> None:
     """Raise `UserError`, before anything is written, for a run that TRL's trainer can't do, or does wrong silently."""
-    for key in OURS:
-        if getattr(args, key) != getattr(PPOConfig, key):
-            raise UserError(f"{key}: TRL's PPOTrainer has nothing like it; remove it, or set engine: kochat")
-    if args.kl_estimator == "k2":
-        raise UserError("kl_estimator: TRL's PPOTrainer has k1 and k3; set one, or engine: kochat")
     if PartialState().num_processes > 1:
         raise UserError(
             "TRL's PPOTrainer fails under two processes (it looks for the policy inside "
             "DistributedDataParallel). Run one, or set engine: kochat"
         )
-    if args.resume_from_checkpoint is not None:
-        raise UserError("TRL's PPOTrainer can't resume; start the run again in a new output_dir")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise UserError(
             "the pad token is the end-of-sequence token, and TRL's PPOTrainer masks padding: it would never train the "

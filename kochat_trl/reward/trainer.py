@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kochat_trl.errors import UserError
 from kochat_trl.models.heads import read_scores
 from kochat_trl.reward.losses import all_pairs_loss, group_pairs, listwise_loss, pairwise_loss
+from kochat_trl.settings.checks import check_ranking_loss
 from kochat_trl.settings.keys import RecipeArguments
 
 import torch
@@ -52,7 +52,7 @@ class RankingTrainer(RewardTrainer):
 
     def __init__(self, recipe: RecipeArguments, **kwargs: Any):
         tokenizer, args = kwargs["processing_class"], kwargs["args"]
-        refuse_unsupported(recipe, args.center_rewards_coefficient)
+        check_ranking_loss(recipe, args.center_rewards_coefficient)
         self.recipe, self.center_coefficient = recipe, args.center_rewards_coefficient or 0.0
         kwargs.setdefault("data_collator", RankingCollator(tokenizer.pad_token_id, args.pad_to_multiple_of))
         super().__init__(**kwargs)
@@ -106,16 +106,3 @@ def ranking_loss(recipe: RecipeArguments, scores: Tensor, ranks: Tensor, center_
     row, better, worse = group_pairs(ranks, recipe.pairs)
     margin = margin_per_rank * (ranks[row, worse] - ranks[row, better]).to(scores.dtype)
     return pairwise_loss(scores[row, better], scores[row, worse], margin, center_coefficient)
-
-
-def refuse_unsupported(recipe: RecipeArguments, center_coefficient: float | None) -> None:
-    """Raise `UserError` for keys that mean nothing to the listwise loss."""
-    if recipe.loss != "listwise":
-        return
-    for key, given in {
-        "pairs": recipe.pairs != "all",
-        "rank_margins": recipe.rank_margins,
-        "center_rewards_coefficient": center_coefficient,
-    }.items():
-        if given:
-            raise UserError(f"{key}: has no meaning for `loss: listwise`, which has no pairs; remove it")

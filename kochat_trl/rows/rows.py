@@ -40,6 +40,7 @@ from kochat_trl.rows.encode import (
     shorten_prompt,
 )
 from kochat_trl.settings.keys import DataArguments, Stage
+from kochat_trl.settings.parse import Arguments
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -108,18 +109,14 @@ def text_rows(
 
 
 def build_datasets(
-    train_files: Sequence[str],
-    eval_files: Sequence[str],
-    stage: Stage,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    options: DataArguments,
+    stage: Stage, args: Arguments, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Dataset, Dataset | None, DataReport]:
-    """`build_dataset` for training and, if there are any, held-out files."""
-    train_dataset, report = build_dataset(train_files, stage, tokenizer, max_length, options)
-    if not eval_files:
+    """`build_dataset` for the training files of a config and, if there are any, its held-out files."""
+    recipe = args.recipe
+    train_dataset, report = build_dataset(recipe.train_files, stage, tokenizer, args.max_length, recipe)
+    if not recipe.eval_files:
         return train_dataset, None, report
-    eval_dataset, more = build_dataset(eval_files, stage, tokenizer, max_length, options)
+    eval_dataset, more = build_dataset(recipe.eval_files, stage, tokenizer, args.max_length, recipe)
     return train_dataset, eval_dataset, DataReport(report.left_out + more.left_out, report.in_part + more.in_part)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 from kochat_trl.models.loading import base_of_adapter, is_adapter
 from kochat_trl.settings.parse import Arguments
 
+from huggingface_hub import ModelCardData
+
 LICENCES = {"skt/kogpt2-base-v2": "cc-by-nc-sa-4.0"}  # of the bases that KoChatGPT uses, by the Hub's names for them
 MADE_OF, LOAD = "## Made of", "## Load"
 
@@ -58,10 +60,10 @@ def merged_card(output_dir: Path, adapter: str, base: str, auto_class: str) -> s
 
 
 def _card_head(name: str, base: str, library: str, tag: str) -> str:
-    licence = f"license: {LICENCES[base]}\n" if base in LICENCES else ""
-    named = "" if Path(base).is_dir() else f"base_model: {base}\n"  # the Hub's name for it
-    head = f"library_name: {library}\n{named}{licence}language: ko\ntags: [kochat_trl, trl, {tag}]"
-    return f"---\n{head}\n---\n\n# {name}"
+    named = None if Path(base).is_dir() else base  # the Hub's name for it
+    tags = ["kochat_trl", "trl", tag]
+    data = ModelCardData(language="ko", license=LICENCES.get(base), library_name=library, base_model=named, tags=tags)
+    return f"---\n{data}\n---\n\n# {name}"
 
 
 def _licence(base: str) -> str:

@@ -7,9 +7,16 @@ from typing import Any
 
 from kochat_trl.data.probes import PROBES
 from kochat_trl.errors import UserError
-from kochat_trl.files import check_output_dir, set_aside
+from kochat_trl.files import check_output_dir, full_disk_told, set_aside
 from kochat_trl.models.heads import has_score_head
-from kochat_trl.models.loading import base_of_adapter, is_adapter, load_adapter, load_causal_lm, load_reward_model
+from kochat_trl.models.loading import (
+    base_of_adapter,
+    is_adapter,
+    load_adapter,
+    load_causal_lm,
+    load_reward_model,
+    positions_of,
+)
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.rows.encode import encode_dialogue, encode_prompt
 from kochat_trl.runs.cards import merged_card
@@ -60,13 +67,14 @@ def merge_adapter(adapter: str, output: str | Path) -> float:
         merged.generation_config = GenerationConfig(
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            max_new_tokens=min(128, merged.config.max_position_embeddings // 2),
+            max_new_tokens=min(128, (positions_of(merged.config) or 256) // 2),
         )
     unfinished = output.with_name(f"{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a merge that was killed
-    merged.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    (unfinished / "README.md").write_text(merged_card(output, adapter, base, auto_class.__name__), encoding="utf-8")
+    with full_disk_told(output.parent):
+        merged.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        (unfinished / "README.md").write_text(merged_card(output, adapter, base, auto_class.__name__), encoding="utf-8")
 
     reloaded, info = auto_class.from_pretrained(unfinished, dtype=torch.float32, output_loading_info=True)
     missing = {key: names for key, names in info.items() if names}

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -16,25 +17,32 @@ from pathlib import Path
 from typing import Any
 
 from kochat_trl.errors import UserError
-from kochat_trl.files import check_output_dir, set_aside
+from kochat_trl.files import check_output_dir, full_disk_told, replace_file, set_aside
 from kochat_trl.rows.rows import DataReport
 from kochat_trl.runs.cards import model_card
 from kochat_trl.settings.keys import Stage
-from kochat_trl.settings.parse import Arguments, parse_arguments
+from kochat_trl.settings.parse import Arguments, changed_setting, parse_arguments
 
 import torch
 import yaml
 from accelerate import PartialState
 from rich.console import Console
 from rich.logging import RichHandler
-from transformers import PreTrainedTokenizerBase, Trainer, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
 
+PROJECT = Path(__file__).parents[2]
+SETTINGS = "resolved.yaml"
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 logger = logging.getLogger(__name__)
 
 
-def start_run(stage: Stage, default_config: str) -> Arguments:
-    """Parse the command line, set up logging and the seed, and refuse an output folder that is in use."""
+def start_run(stage: Stage) -> Arguments:
+    """Parse the command line, set up logging and the seed, and refuse an output folder that is in use.
+
+    Without `--config` it is kogpt2's, whatever the working folder. A checkpoint to go on from must have been made with
+    the settings in force.
+    """
+    default_config = os.path.relpath(PROJECT / f"configs/kogpt2/{stage}.yaml")
     args = parse_arguments(stage, default_config, sys.argv[1:])
     state = PartialState(cpu=args.training.use_cpu)
     width = None if sys.stderr.isatty() else 200  # rich takes a log file for 80 columns wide
@@ -45,7 +53,9 @@ def start_run(stage: Stage, default_config: str) -> Arguments:
     checkpoint = args.training.resume_from_checkpoint
     if checkpoint is not None and not Path(checkpoint).is_dir():
         raise UserError(f"there is no checkpoint {checkpoint}; give a folder such as {output_dir}/checkpoint-100")
-    if checkpoint is None and not args.recipe.overwrite_output_dir:
+    if checkpoint is not None:
+        _refuse_other_settings(Path(checkpoint), args)
+    elif not args.recipe.overwrite_output_dir:
         check_output_dir(output_dir)
     state.wait_for_everyone()  # no process may write before all have looked
     if checkpoint is None and args.recipe.overwrite_output_dir and state.is_main_process:
@@ -53,6 +63,41 @@ def start_run(stage: Stage, default_config: str) -> Arguments:
     state.wait_for_everyone()
     set_seed(args.training.seed)
     return args
+
+
+def _refuse_other_settings(checkpoint: Path, args: Arguments) -> None:
+    made_with = checkpoint / SETTINGS
+    if not made_with.is_file():
+        logger.warning("%s has no %s: that its settings are those in force now can't be told", checkpoint, SETTINGS)
+        return
+    then = yaml.safe_load(made_with.read_text(encoding="utf-8"))
+    if key := changed_setting(then, args.resolved, args.given):
+        raise UserError(
+            f"{checkpoint}: was made with {key}: {then[key]}, and {args.resolved[key]} is in force now. Go on with "
+            "what it was made with, or start anew in another output_dir"
+        )
+
+
+class KeepSettings(TrainerCallback):
+    """Puts the settings in force into every checkpoint."""
+
+    def __init__(self, resolved: dict[str, Any]):
+        self.text = yaml.safe_dump(resolved, allow_unicode=True)
+
+    def on_save(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        if state.is_world_process_zero:
+            replace_file(Path(args.output_dir) / f"checkpoint-{state.global_step}" / SETTINGS, self.text)
+
+
+def train(trainer: Any, args: Arguments) -> dict[str, Any]:
+    """Train, from a checkpoint if one is given, and evaluate where there is held-out data; returns the metrics."""
+    trainer.add_callback(KeepSettings(args.resolved))
+    checkpoint = args.training.resume_from_checkpoint
+    with full_disk_told(args.training.output_dir):
+        done = trainer.train(**({} if checkpoint is None else {"resume_from_checkpoint": checkpoint}))
+        if done is None:  # PPO, which has no evaluation
+            return trainer.state.log_history[-1]
+        return done.metrics | (trainer.evaluate() if trainer.eval_dataset is not None else {})
 
 
 def finish_run(
@@ -66,18 +111,20 @@ def finish_run(
 ) -> None:
     """Save everything that a run leaves behind (on the first process only), and say where it is."""
     state = PartialState()
+    output_dir = Path(args.training.output_dir)
     if state.is_main_process:
-        output_dir = Path(args.training.output_dir)
-        model.save_pretrained(output_dir)
-        tokenizer.save_pretrained(output_dir)
-        _write_yaml(output_dir / "resolved.yaml", args.resolved)
-        _write_json(output_dir / "metrics.json", metrics | {"history": trainer.state.log_history})
         made_in = environment(args)
-        _write_json(output_dir / "environment.json", made_in)
-        card = model_card(output_dir, args, metrics, made_in["data_sha256"])
-        (output_dir / "README.md").write_text(card, encoding="utf-8")
-        if lines := str(data_report):
-            (output_dir / "data_report.txt").write_text(lines, encoding="utf-8")
+        lines = str(data_report)
+        with full_disk_told(output_dir):
+            model.save_pretrained(output_dir)
+            tokenizer.save_pretrained(output_dir)
+            texts = {SETTINGS: yaml.safe_dump(args.resolved, allow_unicode=True), "environment.json": _json(made_in)}
+            texts |= {"README.md": model_card(output_dir, args, metrics, made_in["data_sha256"])}
+            texts |= {"data_report.txt": lines} if lines else {}
+            texts |= {"metrics.json": _json(metrics | {"history": trainer.state.log_history})}  # last: it says "done"
+            for name, text in texts.items():
+                replace_file(output_dir / name, text)
+        if lines:
             logger.info("The records that were left out or cut are listed in %s/data_report.txt", output_dir)
         shown = {key: round(value, 4) for key, value in metrics.items() if isinstance(value, float)}
         logger.info("%s", shown)
@@ -118,9 +165,5 @@ def _commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_yaml(path: Path, content: Any) -> None:
-    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+def _json(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"

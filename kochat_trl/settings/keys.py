@@ -10,29 +10,11 @@ from trl import ModelConfig
 Stage = Literal["sft", "reward", "ppo"]
 
 # Keys of TRL's classes that have no effect in these recipes. Setting one is an error rather than a silence.
-UNUSED_KEYS = {
-    "bnb_4bit_quant_storage",
-    "chat_template_path",
-    "dataset_kwargs",
-    "eos_token",
-    "hub_model_id",
-    "hub_token",
-    "lora_modules_to_save",
-    "lora_target_parameters",
-    "lora_task_type",
-    "model_init_kwargs",
-    "pad_token",
-    "push_to_hub",
-    "trust_remote_code",
-}
-UNUSED_BY_PPO = {
-    "dataset_num_proc",
-    "ds3_gather_for_generation",
-    "max_steps",
-    "model_adapter_name",
-    "model_name_or_path",
-    "ref_adapter_name",
-}
+UNUSED_KEYS = {"bnb_4bit_quant_storage", "chat_template_path", "dataset_kwargs", "eos_token", "hub_model_id"}
+UNUSED_KEYS |= {"hub_token", "lora_modules_to_save", "lora_target_parameters", "lora_task_type"}
+UNUSED_KEYS |= {"model_init_kwargs", "pad_token", "push_to_hub", "trust_remote_code"}
+UNUSED_BY_PPO = {"dataset_num_proc", "ds3_gather_for_generation", "max_steps", "model_adapter_name"}
+UNUSED_BY_PPO |= {"model_name_or_path", "ref_adapter_name"}
 REWARD_ONLY = {"loss", "pairs", "rank_margins", "ranking_order"}
 LORA_SHAPE = {"lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora"}  # settled by SFT, for PPO
 UNUSED: dict[Stage, set[str]] = {

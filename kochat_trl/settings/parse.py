@@ -1,7 +1,7 @@
 """A YAML file and a command line → typed arguments.
 
 The keys are the fields of TRL's own config for the stage (`SFTConfig`, `RewardConfig`, `PPOConfig`), of TRL's
-`ModelConfig`, and of the two small classes below. Precedence: class default < `extends:` parent < file < command
+`ModelConfig`, and of the two small classes in `keys.py`. Precedence: class default < `extends:` parent < file < command
 line. An unknown key and a value of the wrong type are errors that name the file and the line.
 
 A file that extends a folder is for all stages: each takes its own file in the folder, and those of the keys that it
@@ -13,9 +13,11 @@ import typing
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, NoReturn
 
 from kochat_trl.errors import UserError, nearest
+from kochat_trl.settings.checks import check_values
 from kochat_trl.settings.keys import LORA_SHAPE, UNUSED, UNUSED_KEYS, ModelArguments, RecipeArguments, Stage
 from kochat_trl.settings.ppo import PPOConfig
 
@@ -23,6 +25,11 @@ import torch
 import yaml
 from transformers import TrainingArguments
 from trl import RewardConfig, SFTConfig, TrlParser
+
+# Chosen by the hardware where the config doesn't set them; and what changes nothing that is computed.
+CHOSEN = {"bf16", "dtype", "fp16", "use_cpu"}
+NO_MATTER = {"disable_tqdm", "logging_steps", "logging_strategy", "output_dir", "overwrite_output_dir", "report_to"}
+NO_MATTER |= {"resume_from_checkpoint", "run_name", "save_steps", "save_strategy", "save_total_limit"}
 
 
 @dataclass
@@ -33,6 +40,12 @@ class Arguments:
     model: ModelArguments
     recipe: RecipeArguments
     resolved: dict[str, Any]
+    given: set[str]  # keys that the file or the command line sets
+
+    @property
+    def max_length(self) -> int | None:
+        """The tokens of a row at most: for PPO, of a prompt."""
+        return self.recipe.max_prompt_length if isinstance(self.training, PPOConfig) else self.training.max_length
 
 
 class _Parser(TrlParser):
@@ -49,12 +62,12 @@ def training_config(stage: Stage) -> type[TrainingArguments]:
 
 def parse_arguments(stage: Stage, default_config: str, argv: list[str]) -> Arguments:
     """Parse `argv` for `stage`; `--config FILE` is `default_config` where it isn't given."""
-    parser, path, resolved = _resolve(stage, default_config, argv)
+    parser, path, resolved, given = _resolve(stage, default_config, argv)
     try:
         training, model, recipe = parser.parse_dict(dict(resolved))
     except (ValueError, ImportError) as error:  # raised by the classes' own checks
         raise UserError(f"{path}: {error}") from None
-    return Arguments(training, model, recipe, resolved)
+    return Arguments(training, model, recipe, resolved, given)
 
 
 def resolve_arguments(stage: Stage, config: str, argv: list[str]) -> dict[str, Any]:
@@ -62,7 +75,18 @@ def resolve_arguments(stage: Stage, config: str, argv: list[str]) -> dict[str, A
     return _resolve(stage, config, argv)[2]
 
 
-def _resolve(stage: Stage, default_config: str, argv: list[str]) -> tuple[_Parser, str, dict[str, Any]]:
+def changed_setting(then: dict[str, Any], now: dict[str, Any], given: set[str]) -> str | None:
+    """The first key whose value `now` is another than `then`, both of `resolve_arguments`; None if all are the same.
+
+    Keys that change nothing that is computed don't count, nor what the hardware chose where the config doesn't: `given`
+    are the keys that it sets.
+    """
+    now = yaml.safe_load(yaml.safe_dump(now))  # as it is read from a resolved.yaml
+    compared = (now.keys() & then.keys()) - NO_MATTER - (CHOSEN - given)
+    return next((key for key in sorted(compared) if then[key] != now[key]), None)
+
+
+def _resolve(stage: Stage, default_config: str, argv: list[str]) -> tuple[_Parser, str, dict[str, Any], set[str]]:
     classes: list[Any] = [training_config(stage), ModelArguments, RecipeArguments]
     config_flag = _Parser(add_help=False, allow_abbrev=False)
     config_flag.add_argument("--config", default=default_config, metavar="FILE", help="A YAML file of these keys.")
@@ -97,8 +121,13 @@ def _resolve(stage: Stage, default_config: str, argv: list[str]) -> tuple[_Parse
     for key in ("sft_model_path", "reward_model_path") if stage == "ppo" else ("model_name_or_path",):
         if resolved[key] is None:
             raise UserError(f"{path}: '{key}' is not set")
+    try:
+        check_values(stage, SimpleNamespace(**resolved))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     choose_precision(resolved)
-    return parser, path, resolved
+    flags = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    return parser, path, resolved, values.keys() | flags
 
 
 def choose_precision(values: dict[str, Any]) -> None:

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 from kochat_trl.cli.main import make_parser
 from kochat_trl.desk.curation.show import collator
 from kochat_trl.desk.sample.sample import write_sample_data
 from kochat_trl.models.loading import load_causal_lm, new_reward_model
+from kochat_trl.ppo.rollout import Rollout
 from kochat_trl.reward.trainer import RankingTrainer
 from kochat_trl.rows.encode import conversation, encode_dialogue
 from kochat_trl.rows.rows import build_dataset
@@ -182,14 +184,13 @@ def test_show_prints_the_batch_of_a_config(stage, kochat, write, kochatgpt_files
     dataset, _ = build_dataset([kochatgpt_files[stage]], stage, tiny_tokenizer)
 
     class Training:
-        pad_to_multiple_of = None
+        pad_to_multiple_of, engine = None, "kochat"
 
     batch = collator(stage, tiny_tokenizer, Training)([dataset[i] for i in (1, 2, 3)])
     assert str(tuple(batch["input_ids"].shape)) in printed
     padding = [int((mask == 0).sum()) for mask in batch["attention_mask"]]
     assert max(padding) > 0
-    side = "left" if stage == "ppo" else "right"
-    assert all(f" {count} {side} " in printed for count in padding if count)
+    assert all(f" {count} right " in printed for count in padding if count)
 
 
 def test_the_collator_shown_is_the_trainers_own(kochatgpt_files, tiny_base, tiny_tokenizer, tmp_path):
@@ -205,7 +206,18 @@ def test_the_collator_shown_is_the_trainers_own(kochatgpt_files, tiny_base, tiny
             processing_class=tiny_tokenizer,
         )
         assert built.data_collator == collator(stage, tiny_tokenizer, args)
-    assert collator("ppo", tiny_tokenizer, None) == DataCollatorWithPadding(tiny_tokenizer)
+    assert collator("ppo", tiny_tokenizer, SimpleNamespace(engine="trl")) == DataCollatorWithPadding(tiny_tokenizer)
+
+
+def test_ppo_s_prompts_are_shown_as_its_trainer_takes_them(kochatgpt_files, tiny_tokenizer):
+    """Padded as in a micro-batch of responses of one token, but for that token."""
+    prompts = build_dataset([kochatgpt_files["ppo"]], "ppo", tiny_tokenizer)[0]["input_ids"]
+    batch = collator("ppo", tiny_tokenizer, SimpleNamespace(engine="kochat"))([{"input_ids": ids} for ids in prompts])
+    rollout = Rollout.of(list(prompts), [[1] for _ in prompts], 1, None, False, "cpu")
+    taken = rollout.micro_batch(range(len(prompts)))
+    assert batch["attention_mask"].tolist() == taken.attention_mask[:, 1:].tolist()
+    for shown, row, last in zip(batch["input_ids"], taken.input_ids, taken.starts, strict=True):
+        assert shown[: last + 1].tolist() == row[: last + 1].tolist()
 
 
 def test_rank_by_a_reward_model_is_refused_without_one(kochat, write, tmp_path):

@@ -6,8 +6,9 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from kochat_trl.ppo import objective, trainer
+from kochat_trl.ppo import objective, rollout, trainer
 from kochat_trl.ppo.rollout import seed_of
+from kochat_trl.ppo.step import StepStats
 from kochat_trl.settings.ppo import PPOConfig
 
 import numpy as np
@@ -159,16 +160,10 @@ def run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorde
             return [response(now, prompt, ragged) for prompt in prompts]
 
         class Recording(trainer.PPOTrainer):
-            def _draw_prompts(self, update: int) -> list[int]:
-                return batches(data, update)
-
-            def _shuffled(self, count: int, *what_for: object) -> list[int]:
-                return shuffle(count)
-
-            def _step(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-                stats = super()._step(*args, **kwargs)
+            def step(self, *args: Any, **kwargs: Any) -> StepStats:
+                stats = super().step(*args, **kwargs)
                 for name in ("policy_loss", "value_loss"):
-                    recorded.updates[-1].setdefault(name, []).append(stats[name])
+                    recorded.updates[-1].setdefault(name, []).append(getattr(stats, name))
                 return stats
 
         rewards_of, gae, final = objective.token_rewards, objective.gae, objective.final_scores
@@ -195,6 +190,8 @@ def run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorde
 
         monkeypatch.setattr(objective, "whiten", record_whiten)
         monkeypatch.setattr(trainer, "sample_responses", generate)
+        monkeypatch.setattr(trainer, "draw_prompts", lambda prompts, size, seed, update: batches(data, update))
+        monkeypatch.setattr(rollout, "shuffled", lambda count, *what_for: shuffle(count))
         return Recording(args=PPOConfig(**values), processing_class=tokenizer(), train_dataset=data, **made)
 
     return run_engine

@@ -4,7 +4,8 @@ from statistics import mode
 
 from kochat_trl.ppo import rollout
 from kochat_trl.ppo.roles import Role, separate_models
-from kochat_trl.ppo.rollout import MicroBatch, Rollout, sample_responses, score_rollout, seed_of, spread
+from kochat_trl.ppo.rollout import MicroBatch, Rollout, sample_responses, seed_of
+from kochat_trl.ppo.step import score_rollout, spread
 
 import pytest
 import torch
@@ -312,7 +313,8 @@ def models(kind, value_model):
 
 
 def score(roles, made, batches=BATCHES, temperature=0.7, dtype=torch.float64):
-    return score_rollout(roles, made, [made.micro_batch(rows) for rows in batches], temperature, dtype)
+    """What is set of a trajectory, by name."""
+    return vars(score_rollout(roles, made, [made.micro_batch(rows) for rows in batches], temperature, dtype))
 
 
 @torch.no_grad()

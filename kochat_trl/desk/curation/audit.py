@@ -1,27 +1,38 @@
 """What is wrong with data files, counted and located: the engine of `kochat data check`.
 
-`check_files` finds the faults of `faults.py` in each file, and says how long its texts are, which reading of its
-rankings the answers themselves support, and which prompts the files share. Nothing is changed: `clean.py` mends.
+`check_files` counts the faults of `faults.py` in each file as it is: each as `kochat data clean` would find it if that
+were the only fix, but that an exact duplicate isn't also a near one. It says how long the texts are, which reading of
+the rankings the answers themselves support, and which prompts the files share. Nothing is changed: `clean.py` mends.
 """
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import combinations
 from typing import Any, Literal
 
 from kochat_trl.data.rankings import RankingOrder
 from kochat_trl.data.readers import FileFormat, file_format, read_records
 from kochat_trl.data.records import Dialogue, Kind, Ranking, RawRecord, Record, RecordError, kind_of, parse
-from kochat_trl.data.text import has_hangul, normalized
-from kochat_trl.desk.curation.faults import FAULTS, TEXT_FAULTS, is_answer, texts
-from kochat_trl.desk.curation.which_reading import Reading, disputed, judge_reading
+from kochat_trl.data.text import has_hangul
+from kochat_trl.desk.curation.faults import FAULTS, TEXT_FAULTS
+from kochat_trl.desk.curation.finders import (
+    Item,
+    contradictions,
+    overlaps,
+    own_faults,
+    repeats,
+    row_lengths,
+    tokenized,
+    written_texts,
+)
+from kochat_trl.desk.curation.which_reading import Reading, judge_reading
 from kochat_trl.errors import UserError
 
 Level = Literal["error", "warning"]
 KEPT = 20  # indices, and messages, kept of each fault
-BATCH = 1000  # texts tokenized together
 BINS = 24
 
 
@@ -124,7 +135,7 @@ def check_files(
 
     A `tokenizer` (fast, with a chat template) adds what can be told of tokens: lengths, `<unk>`, texts that don't
     decode to themselves, and records with a row over `max_length`. A file that can't be read is an error in the
-    report. Raises `UserError` for `max_length` without a tokenizer, or a template that `convert.py` refuses.
+    report. Raises `UserError` for `max_length` without a tokenizer, or a template that `rows/encode.py` refuses.
     """
     if max_length is not None and tokenizer is None:
         raise UserError("max_length counts tokens, so it takes a tokenizer: name one, or leave max_length out")
@@ -150,18 +161,18 @@ class _Audit:
         kinds: Counter[Kind] = Counter(filter(None, map(kind_of, self._raws)))
         if kind is None and kinds:
             self._report.kind = kinds.most_common(1)[0][0]
-        self._usable = {raw.source.index: record for raw in self._raws if (record := self._parse(raw))}
+        self._usable = [Item(raw, record) for raw in self._raws if (record := self._parse(raw))]
         self._texts = [
-            (raw.source.index, "answers" if is_answer(name) else "prompts", text)
+            ((raw.source.index, "answers" if answer else "prompts"), text)
             for raw in self._raws
-            for name, text in texts(raw).items()
-            if text.strip()
+            for answer, text in written_texts(raw)
         ]
-        self._prompts: dict[str, list[int]] = {}  # normalized → the usable records that have it
         self._check_texts()
-        self._check_repeats()
-        self._check_prompts()
-        self._check_rankings([(i, record) for i, record in self._usable.items() if isinstance(record, Ranking)])
+        for finder in (own_faults, contradictions, partial(repeats, fault="repeated_prompt")):
+            self._add_found(finder(self._usable))
+        copies = self._add_found(repeats(self._usable, "duplicate"))
+        self._add_found(repeats([item for item in self._usable if item not in copies], "near_duplicate"))
+        self._judge_rankings()
 
     def finished(self) -> FileReport:
         report, places = self._report, list(FAULTS)
@@ -173,6 +184,8 @@ class _Audit:
             faulty[level].update(found)
         report.records, report.usable = len(self._raws), len(self._usable)
         report.errors, report.warnings = len(faulty["error"]), len(faulty["warning"] - faulty["error"])
+        turns = Counter(len(item.record.messages) for item in self._usable if isinstance(item.record, Dialogue))
+        report.turns = {str(number): count for number, count in sorted(turns.items())}
         return report
 
     def _add(self, fault: str, index: int, error: RecordError | None = None) -> None:
@@ -180,6 +193,13 @@ class _Audit:
         level = "error" if error else FAULTS[fault].level
         message = str(error or "").removeprefix(f"{self._report.path}, ")
         self._found.setdefault((level, fault), {})[index] = message
+
+    def _add_found(self, found: Iterable[tuple[Item, str]]) -> set[Item]:
+        """Add what a finder found, and return the records."""
+        pairs = list(found)
+        for item, fault in pairs:
+            self._add(fault, item.raw.source.index)
+        return {item for item, _ in pairs}
 
     def _read(self) -> Iterator[RawRecord]:
         try:
@@ -196,64 +216,23 @@ class _Audit:
             return None
 
     def _check_texts(self) -> None:
-        """Each text by itself. In a file of prompts Hangul is asked of these, in others of the answers."""
+        """Each text by itself, of records that can't be used, too: `clean` mends before it drops."""
         for fault in TEXT_FAULTS:
-            for index, _, text in self._texts:
+            for (index, _), text in self._texts:
                 if fault.mend and fault.mend(text) != text:
                     self._add(fault.name, index)
-        judged = "prompts" if self._report.kind == "prompt" else "answers"
         for role in ("prompts", "answers"):
-            own = [(index, text, has_hangul(text)) for index, its_role, text in self._texts if its_role == role]
-            for index, text, hangul in own:
-                if role == judged and not hangul:
-                    self._add("no_hangul", index)
-                if "\ufffd" in text:
-                    self._add("replacement", index)
-            if own:
-                self._report.hangul[role] = statistics.fmean(hangul for *_, hangul in own)
-                self._report.lengths[f"{role}, characters"] = measure([len(text) for _, text, _ in own])
-        self._report.begin_with_quote = sum(text.startswith(("'", '"')) for *_, text in self._texts)
+            if own := [text for (_, its_role), text in self._texts if its_role == role]:
+                self._report.hangul[role] = statistics.fmean(map(has_hangul, own))
+                self._report.lengths[f"{role}, characters"] = measure(list(map(len, own)))
+        self._report.begin_with_quote = sum(text.startswith(("'", '"')) for _, text in self._texts)
 
-    def _check_repeats(self) -> None:
-        """All texts and the ranking of a record, usable or not; `near_duplicate` doesn't count exact ones again."""
-        exact, alike = set(), set()
-        for raw in self._raws:
-            if found := texts(raw):
-                ranking = repr(isinstance(raw.fields, dict) and raw.fields.get("ranking"))
-                key = (frozenset(found.items()), ranking)
-                near_key = (frozenset((name, normalized(text)) for name, text in found.items()), ranking)
-                if near_key in alike:
-                    self._add("duplicate" if key in exact else "near_duplicate", raw.source.index)
-                exact.add(key)
-                alike.add(near_key)
-
-    def _check_prompts(self) -> None:
-        turns: Counter[int] = Counter()
-        for index, record in self._usable.items():
-            if isinstance(record, Dialogue):
-                turns[len(record.messages)] += 1
-            prompt = normalized(record.messages[0]["content"] if isinstance(record, Dialogue) else record.prompt)
-            if prompt in self._prompts:
-                self._add("repeated_prompt", index)
-            self._prompts.setdefault(prompt, []).append(index)
-        self._report.turns = {str(number): count for number, count in sorted(turns.items())}
-
-    def _check_rankings(self, records: list[tuple[int, Ranking]]) -> None:
-        preferred: set[tuple[str, str, str]] = set()
-        rankings = []
-        for index, record in records:
-            if any(len(tier) > 1 for tier in record.tiers):
-                self._add("tied", index)
-            prompt, completions = normalized(record.prompt), list(map(normalized, record.completions))
-            pairs = {(prompt, completions[pair.better], completions[pair.worse]) for pair in record.pairs()}
-            if any(better != worse and (prompt, worse, better) in preferred for _, better, worse in pairs):
-                self._add("contradiction", index)
-            preferred |= pairs
-            fields = self._raws[index].fields
-            if "chosen" not in fields and (ranking := fields.get("ranking")):
-                rankings.append((ranking, record.completions))
-                if disputed(ranking, len(completions)):
-                    self._add("three_cycle", index)
+    def _judge_rankings(self) -> None:
+        rankings = [
+            (item.raw.fields["ranking"], item.record.completions)
+            for item in self._usable
+            if isinstance(item.record, Ranking) and "chosen" not in item.raw.fields
+        ]
         if rankings:
             self._report.reading = reading = judge_reading(rankings)
             if reading.verdict not in (self._order, "can't be told"):
@@ -265,58 +244,25 @@ class _Audit:
 
     def check_tokens(self, tokenizer: Any, max_length: int | None) -> None:
         """What `tokenizer` makes of each text by itself, and of each record's longest row in the chat template."""
-        from kochat_trl.rows.encode import conversation, encode_dialogues, encode_prompts
-
         lengths: dict[str, list[int]] = {"prompts": [], "answers": [], "with template": []}
-        for batch in self._batches(self._texts):
-            plain = [text.encode(errors="replace").decode() for *_, text in batch]  # it takes no half characters
-            rows = tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"]
-            back = tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            for (index, role, text), ids, decoded in zip(batch, rows, back, strict=True):
-                lengths[role].append(len(ids))
-                if tokenizer.unk_token_id in ids:
-                    self._add("unknown_token", index)
-                if decoded != text:
-                    self._add("round_trip", index)
-
-        inputs: list[tuple[int, Any]] = []
-        for index, record in self._usable.items():
-            if isinstance(record, Ranking):
-                ranked = [record.completions[i] for tier in record.tiers for i in tier]
-                inputs += [(index, conversation(record.prompt, completion)) for completion in ranked]
-            else:
-                inputs.append((index, record.messages if isinstance(record, Dialogue) else record.prompt))
-        longest: dict[int, int] = {}
-        for batch in self._batches(inputs):
-            if self._report.kind == "prompt":
-                rows = encode_prompts(tokenizer, [row for _, row in batch])
-            else:
-                rows = [ids for ids, _ in encode_dialogues(tokenizer, [row for _, row in batch])]
-            for (index, _), ids in zip(batch, rows, strict=True):
-                longest[index] = max(len(ids), longest.get(index, 0))
-        for index, length in longest.items():
-            if max_length is not None and length > max_length:
-                self._add("overlong", index)
-        lengths["with template"] = list(longest.values())
+        usable = {item.raw.source.index for item in self._usable}
+        desc = f"Tokenizing {self._report.path}"
+        for (index, role), count, faults in tokenized(self._texts, tokenizer, desc):
+            lengths[role].append(count)
+            for fault in faults if index in usable else ():
+                self._add(fault, index)
+        for item, count in row_lengths(self._usable, tokenizer, desc):
+            lengths["with template"].append(count)
+            if max_length is not None and count > max_length:
+                self._add("overlong", item.raw.source.index)
         self._report.lengths |= {f"{what}, tokens": measure(them) for what, them in lengths.items() if them}
-
-    def _batches(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        from tqdm import tqdm
-
-        for start in tqdm(range(0, len(items), BATCH), desc=f"Tokenizing {self._report.path}", delay=2, leave=False):
-            yield items[start : start + BATCH]
 
     def overlap(self, other: "_Audit") -> Overlap | None:
         """The prompts that both files have; None if there is none."""
-        shared = self._prompts.keys() & other._prompts.keys()
-        counts = []
-        for audit in (self, other):
-            indices = [index for prompt in shared for index in audit._prompts[prompt]]
-            for index in indices:
-                audit._add("overlap", index)
-            counts.append(len(indices))
-        if not shared:
+        one, two = ({item.prompt_key for item in audit._usable} for audit in (self, other))
+        if not (shared := one & two):
             return None
+        counts = [len(audit._add_found(overlaps(audit._usable, shared))) for audit in (self, other)]
         shares = (counts[0] / len(self._usable), counts[1] / len(other._usable))
         return Overlap((self._report.path, other._report.path), len(shared), (counts[0], counts[1]), shares)
 

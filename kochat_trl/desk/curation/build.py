@@ -48,14 +48,12 @@ def gather_answers(
 
 def gather_scores(reward_model: str, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[list[float]]:
     """The scores that the reward model (adapter with its head, or merged) gives; `answers` as in `rank_answers`."""
-    from kochat_trl.models.loading import load_reward_model
     from kochat_trl.models.tokenizer import load_tokenizer
-    from kochat_trl.reward.score import score_dialogues
+    from kochat_trl.reward.score import load_scorer, score_dialogues
     from kochat_trl.rows.encode import conversation
-    from kochat_trl.settings.keys import ModelArguments
 
     tokenizer = load_tokenizer(reward_model)
-    model = load_reward_model(reward_model, ModelArguments(dtype="float32"), tokenizer)
+    model = load_scorer(reward_model, "float32", tokenizer)
     return [
         score_dialogues(model, tokenizer, [conversation(*pair) for pair in zip(prompts, source, strict=True)])
         for source in answers

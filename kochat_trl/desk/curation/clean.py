@@ -10,49 +10,39 @@ Each fault of `faults.py` has a fix of the same name. Those that were chosen are
 What is left has none of these faults, so cleaning it again with the same fixes changes nothing.
 """
 
-import difflib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain, cycle
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kochat_trl.data.rankings import RankingOrder, Tiers, ranking_tiers, readings_differ
-from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS, read_records
-from kochat_trl.data.records import (
-    ANSWER_FIELDS,
-    COMPLETION_FIELD,
-    Dialogue,
-    Kind,
-    Prompt,
-    Ranking,
-    RawRecord,
-    Record,
-    RecordError,
-    Turns,
-    Unreadable,
-    kind_of,
-    parse,
-    parse_prompt,
-    summarize,
-)
-from kochat_trl.data.text import has_hangul, normalized
+from kochat_trl.data.rankings import RankingOrder
+from kochat_trl.data.readers import read_records
+from kochat_trl.data.records import Kind, RawRecord, RecordError, Turns, Unreadable, kind_of, parse_prompt, summarize
+from kochat_trl.data.text import normalized
 from kochat_trl.data.writers import to_json, write_records
-from kochat_trl.desk.curation.faults import FAULTS, TEXT_FAULTS, is_answer, is_text_field, texts, with_texts
-from kochat_trl.errors import UserError
+from kochat_trl.desk.curation.faults import FAULTS
+from kochat_trl.desk.curation.finders import Item, bad_tokens, contradictions, overlaps, overlong, own_faults, repeats
+from kochat_trl.desk.curation.rewrite import (
+    Faults,
+    as_dialogue,
+    kochatgpt_fields,
+    mended,
+    parse_rewritten,
+    rewritten,
+    without_messages,
+)
+from kochat_trl.errors import UserError, nearest
 from kochat_trl.files import new_file, refuse_existing
 
 from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-BATCH = 1000  # rows that are tokenized together
-_BEGINS_TURN = re.compile(rf"\n\s*(?:{DIALOGUE_START}|(?:{'|'.join(SPEAKERS)}):)")
 
 
 @dataclass(frozen=True)
@@ -67,37 +57,18 @@ class Summary:
     faults: dict[str, int]
 
 
-@dataclass
-class _Entry:
-    """A record on its way: `raw` as it was read, `new` as it is to be written, `record` what recipes read in that."""
+@dataclass(eq=False)
+class _Entry(Item):
+    """A record on its way: `raw` is as it is to be written, `old` as it was read."""
 
-    raw: RawRecord
-    new: RawRecord
-    record: Record | None = None
-    faults: list[str] = field(default_factory=list)
+    old: RawRecord
+    faults: Faults = field(default_factory=dict)
     dropped: bool = False
     error: RecordError | None = None  # that recipes raise
 
     def drop(self, fault: str) -> None:
         self.dropped = True
-        _add(self.faults, fault)
-
-    @property
-    def contents(self) -> tuple[str, ...]:
-        """The texts that recipes read, the prompt first."""
-        if isinstance(self.record, Dialogue):
-            return tuple(message["content"] for message in self.record.messages)
-        assert self.record is not None
-        return (self.record.prompt, *(self.record.completions if isinstance(self.record, Ranking) else ()))
-
-    @property
-    def tiers(self) -> Tiers:
-        return self.record.tiers if isinstance(self.record, Ranking) else ()
-
-
-def _add(faults: list[str], fault: str) -> None:
-    if fault not in faults:
-        faults.append(fault)
+        self.faults[fault] = None
 
 
 def clean_file(
@@ -130,7 +101,7 @@ def clean_file(
     refuse_existing(report)
     raws = list(tqdm(read_records(file), desc=f"Reading {file}", delay=2, leave=False))
     kind = kind or _file_kind(file, raws)
-    entries = [_rewritten(raw, kind, order, chosen) for raw in raws]
+    entries = [_entry(raw, kind, order, chosen) for raw in raws]
     errors = [entry.error for entry in entries if entry.error and entry.error.fault not in chosen]
     if errors:
         raise UserError(
@@ -138,14 +109,14 @@ def clean_file(
             f"choose the fixes that drop them, too: {', '.join(sorted({error.fault for error in errors}))}"
         )
     shared = set(_prompts(against, chosen))
-    finders = (
-        lambda left: _own_faults(left, shared),
-        lambda left: _bad_tokens(left, tokenizer) if {"unknown_token", "round_trip"} & chosen else (),
-        lambda left: _overlong(left, tokenizer, max_length or 0) if "overlong" in chosen else (),
-        lambda left: _repeats(left, "duplicate", lambda entry: (entry.contents, entry.tiers)),
-        lambda left: _repeats(left, "near_duplicate", lambda e: (tuple(map(normalized, e.contents)), e.tiers)),
-        _contradictions,
-        lambda left: _repeats(left, "repeated_prompt", lambda entry: normalized(entry.contents[0])),
+    finders: tuple[Callable[[list[_Entry]], Iterable[tuple[_Entry, str]]], ...] = (
+        lambda left: chain(overlaps(left, shared), own_faults(left)),
+        lambda left: bad_tokens(left, tokenizer) if {"unknown_token", "round_trip"} & chosen else (),
+        lambda left: overlong(left, tokenizer, max_length or 0) if "overlong" in chosen else (),
+        partial(repeats, fault="duplicate"),
+        partial(repeats, fault="near_duplicate"),
+        contradictions,
+        partial(repeats, fault="repeated_prompt"),
     )
     for find in finders:
         for entry, fault in find([entry for entry in entries if not entry.dropped]):
@@ -154,7 +125,7 @@ def clean_file(
     left = [entry for entry in entries if not entry.dropped]
     with new_file(report) as stream:  # appears after the output
         stream.writelines(f"{_visible(_report(entry, kind, order))}\n" for entry in entries if entry.faults)
-        _write(output, [entry.new.fields for entry in left])
+        _write(output, [entry.raw.fields for entry in left])
     counts = Counter(fault for entry in entries for fault in entry.faults)
     faults = {fault: counts[fault] for fault in FAULTS if fault in counts}
     changed = sum(bool(entry.faults) for entry in left)
@@ -166,9 +137,7 @@ def _chosen_fixes(
 ) -> set[str]:
     chosen = {fault.name for fault in FAULTS.values() if fault.default} if fixes is None else set(fixes)
     for name in sorted(chosen - FAULTS.keys()):
-        close = difflib.get_close_matches(name, FAULTS, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"there is no fix '{name}'.{hint} The fixes are: {', '.join(FAULTS)}")
+        raise UserError(f"there is no fix '{name}'{nearest(name, set(FAULTS), '.')} The fixes are: {', '.join(FAULTS)}")
     if against:
         chosen.add("overlap")
     if max_length is not None:
@@ -179,6 +148,18 @@ def _chosen_fixes(
         if name in chosen and missing:
             raise UserError(f"the fix '{name}' needs {flag}")
     return chosen
+
+
+def _entry(raw: RawRecord, kind: Kind, order: RankingOrder, fixes: Collection[str]) -> _Entry:
+    """`raw` rewritten; dropped, with its `error`, if recipes refuse it even so."""
+    entry = _Entry(raw, None, raw)
+    try:
+        entry.raw = rewritten(raw, kind, order, fixes, entry.faults)
+        entry.record = parse_rewritten(entry.raw, kind)
+    except RecordError as error:
+        entry.error = error
+        entry.drop(error.fault)
+    return entry
 
 
 def _file_kind(file: str | Path, raws: Sequence[RawRecord]) -> Kind:
@@ -193,227 +174,26 @@ def _file_kind(file: str | Path, raws: Sequence[RawRecord]) -> Kind:
     return answered[0] if answered else "prompt"
 
 
-# --- Mending a record, and giving it KoChatGPT's shape ------------------------------------------
-
-
-def _rewritten(raw: RawRecord, kind: Kind, order: RankingOrder, fixes: Collection[str]) -> _Entry:
-    """`raw` mended and in KoChatGPT's shape; dropped, with its `error`, if recipes refuse it even so."""
-    entry = _Entry(raw, raw)
-    try:
-        mended = _mended(raw, fixes, entry.faults)
-        try:
-            parse(mended, kind, order)
-        except RecordError as error:
-            if error.fault not in ("equal", "tied"):  # the shape of these is sound
-                raise
-        entry.new = RawRecord(raw.source, _kochatgpt_fields(mended.fields, kind, order))
-        entry.new = _mended(entry.new, fixes, entry.faults)  # an `input` has joined its `instruction`
-        if "equal" in fixes and kind == "preference" and "chosen" not in entry.new.fields:
-            entry.new = _without_copies(entry.new, entry.faults)
-        entry.record = _parse(entry.new, kind)
-    except RecordError as error:
-        entry.error = error
-        entry.drop(error.fault)
-    return entry
-
-
-def _parse(raw: RawRecord, kind: Kind) -> Record:
-    """`parse` after rewriting. A ranking that is nothing but a tie is taken, too: to drop it is a fix of its own."""
-    try:
-        return parse(raw, kind)
-    except RecordError as error:
-        if error.fault != "tied":
-            raise
-    completions = _completions(raw.fields)
-    return Ranking(raw.fields["prompt"], completions, ranking_tiers(raw.fields["ranking"], len(completions)))
-
-
-def _mended(raw: RawRecord, fixes: Collection[str], faults: list[str]) -> RawRecord:
-    """`raw` with its texts mended; the names of what was found are added to `faults`.
-
-    Raises `RecordError` for a turn of a dialogue with a line that would begin another turn.
-    """
-    is_dialogue = isinstance(raw.fields, Turns)
-    new = {}
-    for name, text in texts(raw).items():
-        before = None
-        while text != before:  # ends: each mend shortens the text, or leaves less that it could replace
-            before = text
-            for fault in TEXT_FAULTS:
-                if fault.name in fixes and fault.mend and (mended := fault.mend(text)) != text:
-                    text = mended
-                    _add(faults, fault.name)
-            text = _as_turn(text) if is_dialogue else text
-        if is_dialogue and _BEGINS_TURN.search(text):
-            raise RecordError(raw.source, f"turn {name}", text, "no line that begins as a turn does")
-        new[name] = text
-    return RawRecord(raw.source, with_texts(raw, new)) if new else raw
-
-
-def _as_turn(text: str) -> str:
-    """`text` as it comes back from a file of dialogues."""
-    return "\n".join(line.rstrip("\r") for line in text.strip().split("\n"))
-
-
-def _kochatgpt_fields(fields: Any, kind: Kind, order: RankingOrder) -> Any:
-    """The fields of a sound record under KoChatGPT's names, in their own order; other fields are kept.
-
-    A record that has fields of these names for something else is left as it is.
-    """
-    if not isinstance(fields, dict) or (kind != "preference" and "messages" in fields):
-        return fields
-    if kind == "preference":
-        if "chosen" not in fields:
-            tiers = ranking_tiers(fields["ranking"], len(_completions(fields)), order)
-            return fields | {"ranking": _best_first(tiers)}
-        if "ranking" in fields or any(map(COMPLETION_FIELD.fullmatch, fields)):
-            return fields
-        names = {"chosen": "completion_0", "rejected": "completion_1"}
-        return {names.get(name, name): value for name, value in fields.items()} | {"ranking": [0, 1]}
-    prompt, answer = next(pair for pair in ANSWER_FIELDS if pair[kind == "sft"] in fields)  # as `parse` chooses
-    names = {prompt: "prompt", answer: "completion"}
-    if any(name in fields and new in fields for name, new in names.items() if name != new):
-        return fields
-    if prompt == "instruction" and "input" in fields:
-        more = fields["input"]
-        joined = f"{fields[prompt]}\n\n{more}" if more and more.strip() else fields[prompt]
-        fields = {name: joined if name == prompt else fields[name] for name in fields if name != "input"}
-    return {names.get(name, name): value for name, value in fields.items()}
-
-
-def _completions(fields: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(fields[f"completion_{i}"] for i in range(len(list(filter(COMPLETION_FIELD.fullmatch, fields)))))
-
-
-def _best_first(tiers: Iterable[Sequence[int]]) -> list[int | list[int]]:
-    return [tier[0] if len(tier) == 1 else list(tier) for tier in tiers]
-
-
-def _without_copies(raw: RawRecord, faults: list[str]) -> RawRecord:
-    """A ranking with the best copy of each completion, numbered from 0 in their old order.
-
-    Raises `RecordError` if there are copies, and too little is left without them.
-    """
-    completions = _completions(raw.fields)
-    tiers = ranking_tiers(raw.fields["ranking"], len(completions))
-    best_last = [*range(len(completions))[::-1], *(i for tier in tiers[::-1] for i in tier[::-1])]
-    kept = sorted({completions[i]: i for i in best_last}.values())
-    if len(kept) == len(completions):
-        return raw
-    left = [tier for old in tiers if (tier := [kept.index(i) for i in old if i in kept])]
-    if len(left) < 2:
-        expected = "two completions that differ, one better than the other"
-        raise RecordError(raw.source, "ranking", raw.fields["ranking"], expected, "equal")
-    _add(faults, "equal")
-    names = {f"completion_{old}": f"completion_{new}" for new, old in enumerate(kept)}
-    fields = {names.get(k, k): v for k, v in raw.fields.items() if k in names or not COMPLETION_FIELD.fullmatch(k)}
-    return RawRecord(raw.source, fields | {"ranking": _best_first(left)})
-
-
-# --- Faults that drop a record ------------------------------------------------------------------
-
-_Found = Iterator[tuple[_Entry, str]]  # an entry and its fault
-
-
 def _prompts(files: Sequence[str], fixes: Collection[str]) -> Iterator[str]:
     """The prompts of `files` after the same mending, for comparison."""
     for raw in chain.from_iterable(map(read_records, files)):
         with suppress(RecordError):
-            yield normalized(parse_prompt(_mended(raw, fixes, [])).prompt)
-
-
-def _texts(entry: _Entry) -> list[tuple[bool, str]]:
-    """Each text that isn't blank, and whether it is an answer."""
-    return [(is_answer(name), text) for name, text in texts(entry.new).items() if text.strip()]
-
-
-def _own_faults(entries: list[_Entry], shared: Collection[str]) -> _Found:
-    """What is told of a record by itself and without a tokenizer; `shared` are the prompts of other files."""
-    for entry in entries:
-        if normalized(entry.contents[0]) in shared:
-            yield entry, "overlap"
-        if any("\ufffd" in text for _, text in _texts(entry)):
-            yield entry, "replacement"
-        asked = not isinstance(entry.record, Prompt)  # for Hangul: answers, or of prompts themselves the prompt
-        if any(answer == asked and not has_hangul(text) for answer, text in _texts(entry)):
-            yield entry, "no_hangul"
-        ranking = [i for tier in entry.tiers for i in tier]
-        if isinstance(entry.record, Ranking) and not 1 < len(entry.tiers) == len(ranking):
-            yield entry, "tied"
-        elif len(ranking) == len(entry.contents) - 1 and readings_differ(ranking):
-            yield entry, "three_cycle"
-
-
-def _batches(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in tqdm(range(0, len(rows), BATCH), desc="Tokenizing", delay=2, leave=False):
-        yield rows[start : start + BATCH]
-
-
-def _bad_tokens(entries: list[_Entry], tokenizer: Any) -> _Found:
-    for batch in _batches([(entry, text) for entry in entries for _, text in _texts(entry)]):
-        plain = [text.encode(errors="replace").decode() for _, text in batch]  # without half characters
-        rows = tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"]
-        back = tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        for (entry, text), ids, decoded in zip(batch, rows, back, strict=True):
-            if tokenizer.unk_token_id in ids:
-                yield entry, "unknown_token"
-            if decoded != text:
-                yield entry, "round_trip"
-
-
-def _overlong(entries: list[_Entry], tokenizer: Any, max_length: int) -> _Found:
-    from kochat_trl.rows.encode import conversation, encode_dialogues, encode_prompts
-
-    for batch in _batches(entries):
-        rows: list[tuple[_Entry, Any]] = []
-        for entry in batch:
-            prompt, *completions = entry.contents
-            if isinstance(entry.record, Ranking):
-                rows += [(entry, conversation(prompt, completions[i])) for tier in entry.tiers for i in tier]
-            else:
-                rows.append((entry, entry.record.messages if isinstance(entry.record, Dialogue) else prompt))
-        inputs = [row for _, row in rows]
-        if isinstance(batch[0].record, Prompt):
-            lengths = [len(ids) for ids in encode_prompts(tokenizer, inputs)]
-        else:
-            lengths = [len(ids) for ids, _ in encode_dialogues(tokenizer, inputs)]
-        yield from ((entry, "overlong") for (entry, _), n in zip(rows, lengths, strict=True) if n > max_length)
-
-
-def _repeats(entries: list[_Entry], fault: str, key: Callable[[_Entry], Any]) -> _Found:
-    seen = set()
-    for entry in entries:
-        if (its_key := key(entry)) in seen:
-            yield entry, fault
-        seen.add(its_key)
-
-
-def _contradictions(entries: list[_Entry]) -> _Found:
-    """Records that prefer one completion to another, where another record prefers that to this."""
-    having: dict[tuple[str, str, str], set[int]] = {}  # prompt, better, worse → places in `entries`
-    for place, entry in enumerate(entries):
-        prompt, *completions = map(normalized, entry.contents)
-        for i, j, _ in entry.record.pairs() if isinstance(entry.record, Ranking) else ():
-            having.setdefault((prompt, completions[i], completions[j]), set()).add(place)
-    for (prompt, better, worse), places in having.items():
-        both = places | having.get((prompt, worse, better), places)
-        if better != worse and (prompt, worse, better) in having and len(both) > 1:
-            yield from ((entries[place], "contradiction") for place in both)
+            yield normalized(parse_prompt(mended(raw, fixes, {})).prompt)
 
 
 # --- Output -------------------------------------------------------------------------------------
 
 
 def _report(entry: _Entry, kind: Kind, order: RankingOrder) -> dict[str, Any]:
-    source = entry.raw.source
+    source = entry.old.source
     line: dict[str, Any] = {"index": source.index, "line": source.line}
     if entry.dropped:
-        line |= {"action": "dropped", "faults": entry.faults, "before": _by_name(entry.raw.fields)}
+        line |= {"action": "dropped", "faults": list(entry.faults), "before": _by_name(entry.old.fields)}
         return line | ({"error": str(entry.error)} if entry.error else {})
-    old, new = _by_name(_kochatgpt_fields(entry.raw.fields, kind, order)), _by_name(entry.new.fields)
+    old, new = _by_name(kochatgpt_fields(entry.old.fields, kind, order)), _by_name(entry.raw.fields)
     before = {name: value for name, value in old.items() if new.get(name) != value}
     after = {name: value for name, value in new.items() if old.get(name) != value}
-    return line | {"action": "changed", "faults": entry.faults, "before": before, "after": after}
+    return line | {"action": "changed", "faults": list(entry.faults), "before": before, "after": after}
 
 
 def _by_name(fields: Any) -> dict[str, Any]:
@@ -430,35 +210,11 @@ def _visible(line: dict[str, Any]) -> str:
 
 
 def _write(output: str | Path, records: list[Any]) -> None:
-    dialogues = [_dialogue(fields) for fields in records]
+    dialogues = [as_dialogue(fields) for fields in records]
     if dialogues and None not in dialogues:
         write_records(output, "dialogues", dialogues)
     else:
-        write_records(output, "array", map(_without_messages, records))
-
-
-def _dialogue(fields: Any) -> Turns | None:
-    """`fields` as a dialogue, if that holds all there is in them."""
-    if isinstance(fields, Turns):
-        return fields
-    messages = fields["messages"] if fields.keys() == {"messages"} else []
-    contents = [message["content"] for message in messages if message.keys() == {"role", "content"}]
-    if not messages or len(contents) < len(messages):
-        return None
-    if any(_as_turn(text) != text or _BEGINS_TURN.search(text) for text in contents):
-        return None
-    return Turns(zip(cycle(SPEAKERS), contents, strict=False))
-
-
-def _without_messages(fields: dict[str, Any]) -> dict[str, Any]:
-    """One exchange as `prompt` and `completion`; more don't go into KoChatGPT's arrays, and stay `messages`."""
-    messages = fields.get("messages")
-    if not isinstance(messages, list) or len(messages) != 2 or any(map(is_text_field, fields)):
-        return fields
-    if any(message.keys() != {"role", "content"} for message in messages):
-        return fields
-    prompt, completion = (message["content"] for message in messages)
-    return {"prompt": prompt, "completion": completion} | {k: v for k, v in fields.items() if k != "messages"}
+        write_records(output, "array", map(without_messages, records))
 
 
 def print_summary(summary: Summary, console: "Console") -> None:

@@ -5,10 +5,11 @@ the text, so what is counted is what would be mended.
 """
 
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
+from unicodedata import normalize
 
 from kochat_trl.data.records import ANSWER_FIELDS, COMPLETION_FIELD, RawRecord, Turns
 
@@ -98,21 +99,9 @@ _ALL = [
     Fault("swallowed", "warning", "a whole record inside a text", "keep what stands before it", mend=_mend_swallowed),
     Fault("escape", "warning", r"a literal \n, \xa0, \' or \"", "put in what it stands for", mend=_mend_escape),
     Fault("control", "warning", "control characters", r"remove them; a line end is \n", mend=_mend_control),
-    Fault("zero_width", "warning", "invisible characters", "remove them", mend=lambda text: _ZERO_WIDTH.sub("", text)),
-    Fault(
-        "no_break_space",
-        "warning",
-        "no-break spaces",
-        "put in a space",
-        mend=lambda text: _NO_BREAK_SPACE.sub(" ", text),
-    ),
-    Fault(
-        "not_nfc",
-        "warning",
-        "not in Unicode's NFC form",
-        "compose it",
-        mend=lambda text: unicodedata.normalize("NFC", text),
-    ),
+    Fault("zero_width", "warning", "invisible characters", "remove them", mend=partial(_ZERO_WIDTH.sub, "")),
+    Fault("no_break_space", "warning", "no-break spaces", "put in a space", mend=partial(_NO_BREAK_SPACE.sub, " ")),
+    Fault("not_nfc", "warning", "not in Unicode's NFC form", "compose it", mend=partial(normalize, "NFC")),
     Fault("special_token", "warning", "a special token typed in a text", "remove it", mend=_mend_special_token),
     Fault("stray_quote", "warning", "begins with a quote never closed", "remove it", mend=_mend_stray_quote),
     # Faults that no mending brings back, or that are a matter of judgement.
@@ -120,7 +109,7 @@ _ALL = [
     Fault("duplicate", "warning", "repeats an earlier record exactly", "keep the first"),
     Fault("near_duplicate", "warning", "repeats one after NFKC and spaces", "keep the first"),
     Fault("repeated_prompt", "warning", "repeats an earlier prompt", "keep the first record", default=False),
-    Fault("contradiction", "warning", "prefers what an earlier one rejects", "drop both records", default=False),
+    Fault("contradiction", "warning", "prefers what another one rejects", "drop both records", default=False),
     Fault("tied", "warning", "completions are tied", "drop a ranking that has ties", default=False),
     Fault("three_cycle", "warning", "the two readings differ", "drop the ranking", default=False),
     Fault("no_hangul", "warning", "an answer without Hangul", "drop the record", default=False),

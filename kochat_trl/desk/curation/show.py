@@ -1,10 +1,12 @@
 """A record, or a batch of a config, as the model sees it: template, tokens, ids, labels, pairs."""
 
+from functools import partial
 from itertools import groupby
 from typing import Any
 
-from kochat_trl.data.rankings import Pairs, RankingOrder, ranking_tiers, tier_pairs
+from kochat_trl.data.rankings import Pairs, RankingOrder
 from kochat_trl.data.records import Dialogue, Prompt, Ranking, RawRecord, Record
+from kochat_trl.desk.curation.which_reading import disputed
 from kochat_trl.errors import UserError
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.trainer import NO_RANK, RankingCollator
@@ -58,9 +60,8 @@ def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> N
     Rows are in the order of the files; a trainer shuffles them.
     """
     path: Any = args.training.sft_model_path if stage == "ppo" else args.model.model_name_or_path
-    max_length = args.recipe.max_prompt_length if stage == "ppo" else args.training.max_length
     tokenizer = load_tokenizer(path, args.model.model_revision)
-    dataset, report = build_dataset(args.recipe.train_files, stage, tokenizer, max_length, args.recipe)
+    dataset, report = build_dataset(args.recipe.train_files, stage, tokenizer, args.max_length, args.recipe)
     if not 0 <= index < len(dataset):
         raise UserError(f"there is no row {index}: the training files give rows 0 to {len(dataset) - 1}")
     size = min(args.training.per_device_train_batch_size, len(dataset) - index)
@@ -68,6 +69,8 @@ def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> N
 
     console.rule(f"rows {index} to {index + size - 1} of {len(dataset)}, as the {stage} trainer gets them")
     console.print(f"{len(report.left_out)} records were left out, {len(report.in_part)} kept in part.")
+    if stage == "ppo":
+        console.print("These are prompts alone: in training each is followed by the response that is sampled for it.")
     tensors = Table("tensor", "shape", "type", title="the collated batch", title_justify="left")
     for name, tensor in batch.items():
         tensors.add_row(name, str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."))
@@ -89,7 +92,12 @@ def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> N
 
 
 def collator(stage: Stage, tokenizer: PreTrainedTokenizerBase, training: Any) -> Any:
-    """The collator that the trainer of a stage makes for itself."""
+    """The collator that the trainer of a stage makes for itself.
+
+    PPO's own trainer has none: a micro-batch of it is prompts with their responses, padded on the right.
+    """
+    if stage == "ppo" and training.engine == "kochat":
+        return partial(tokenizer.pad, padding_side="right", return_tensors="pt")
     if stage == "ppo":
         return DataCollatorWithPadding(tokenizer)
     collator_class = DataCollatorForLanguageModeling if stage == "sft" else RankingCollator
@@ -103,18 +111,9 @@ def _print_ranking(raw: RawRecord, record: Ranking, order: RankingOrder, pairs: 
     for pair in record.pairs(pairs):
         table.add_row(*map(str, pair))
     console.print(table)
-    if "ranking" not in raw.fields:
-        return
-    count = len(record.completions)
-    try:
-        readings = [
-            tier_pairs(ranking_tiers(raw.fields["ranking"], count, reading)) for reading in ("best_first", "rank_of")
-        ]
-    except ValueError:  # it can be read one way only
-        return
-    turned = {pair[:2] for pair in readings[0]} - {pair[:2] for pair in readings[1]}
+    turned = [] if "chosen" in raw.fields else disputed(raw.fields["ranking"], len(record.completions))
     if turned and order == "best_first":
-        shown = ", ".join(f"{better} > {worse}" for better, worse in sorted(turned))
+        shown = ", ".join(f"{better} > {worse}" for better, worse in turned)
         console.print(
             f"Read as rank_of, which KoChatGPT's trainer does, these are upside down: {shown}", style="yellow"
         )

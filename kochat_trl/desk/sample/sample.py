@@ -1,13 +1,13 @@
 """Self-made sample data in KoChatGPT's file shapes, and a judge that knows the right answers.
 
-The real KoChatGPT files need a download and a model large enough to profit from them. This module
-writes files of the same shapes from small tables of facts, simple enough that a tiny GPT-2 trained
-from scratch on a CPU can learn them. Because every question carries its right answer, ``Judge`` can
-score any response without a trained model, and a demo can show that base < SFT < PPO.
+The real KoChatGPT files need a download and a model large enough to profit from them. This module writes files of the
+same shapes from small tables of facts, simple enough that a tiny GPT-2 trained from scratch on a CPU can learn them.
+Because every question carries its right answer, ``Judge`` can score any response without a trained model, and a demo
+can show that base < SFT < PPO.
 
-From fact to file: `sample_facts.py` has the facts, each asked in several ways; `make_questions` keeps some
-phrasings of a fact for evaluation (some whole facts in arithmetic), and `write_sample_data` gives each question
-completions of three clearly different qualities.
+From fact to file: `facts.yaml` has the facts, each asked in several ways; `make_questions` keeps some phrasings of a
+fact for evaluation (some whole facts in arithmetic), and `write_sample_data` gives each question completions of three
+clearly different qualities.
 """
 
 import json
@@ -20,7 +20,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kochat_trl.desk.sample.facts import Fact, all_facts
+from kochat_trl.data.text import has_hangul, normalized
+from kochat_trl.data.writers import write_records
+from kochat_trl.desk.sample.facts import all_facts, tables
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,17 @@ _HELD_OUT_SHARE = 0.115
 def make_questions(seed: int) -> tuple[list[Question], list[Question]]:
     """Return (train, held-out) questions, about 11.5 % of them held out; no prompt is in both.
 
-    Held out is at most one phrasing of a fact, so that a model which learned the fact from the
-    others can answer. In arithmetic it is every phrasing of some operand pairs.
+    Held out is at most one phrasing of a fact, so that a model which learned the fact from the others can answer. In
+    arithmetic it is every phrasing of some operand pairs.
     """
     rng = random.Random(f"{seed}/questions")
     train: list[Question] = []
     held_out: list[Question] = []
     for fact in all_facts():
-        questions = [_question(fact, prompt, rng) for prompt in fact.prompts]
+        questions = [
+            Question(prompt, fact.answers, fact.full, rng.choice(fact.wrongs), rng.choice(fact.curts), fact.domain)
+            for prompt in fact.prompts
+        ]
         if fact.held_out_whole:
             (held_out if rng.random() < _HELD_OUT_SHARE else train).extend(questions)
             continue
@@ -62,44 +67,7 @@ def make_questions(seed: int) -> tuple[list[Question], list[Question]]:
     return train, held_out
 
 
-def _question(fact: Fact, prompt: str, rng: random.Random) -> Question:
-    return Question(
-        prompt=prompt,
-        answers=fact.answers,
-        full=fact.full,
-        wrong=rng.choice(fact.wrongs),
-        curt=rng.choice(fact.curts),
-        domain=fact.domain,
-    )
-
-
 # --- Completions of three qualities -------------------------------------------------------------
-
-_ENGLISH = """I do not know the answer to that.
-I'm sorry, I can't help with that.
-Can you tell me more about it?
-The capital of France is London.
-It is a kind of fruit.
-That is a good question.
-I think you should ask someone else.
-There are many ways to answer this.
-Yes, I like it very much.
-The weather is nice today.
-Please try again later.
-He went to the store with his dog.""".splitlines()
-_SCRAPS = """이날 목송에서
-구글상위노
-그러나 것이며
-또한 는 그
-관련 기사 더보기
-에 따르면 지난
-수 있는 그것의
-무단 전재 및
-라고 말하면서
-로그인 후 이용
-때문에 되었던
-및 기타 등등""".splitlines()
-_HEDGES = ("", "몰라, 아마 ", "글쎄, ", "아마 ")
 
 
 class _Completions:
@@ -124,16 +92,16 @@ class _Completions:
             return question.curt
         if kind == "wrong":
             return question.wrong
-        return self._rng.choice(_HEDGES) + self._wrong_curt(question)
+        return self._rng.choice(tables()["hedges"]) + self._wrong_curt(question)
 
     def worst(self, question: Question) -> str:
         """English, or one word of the prompt over and over, or a scrap of unrelated text."""
         kind = self._rng.choices(("English", "repetition", "fragment"), (50, 30, 20))[0]
         if kind == "English":
-            return self._rng.choice(_ENGLISH)
+            return self._rng.choice(tables()["english"])
         if kind == "repetition":
             return " ".join([self._dull_word(question)] * self._rng.randint(4, 7))
-        return " ".join(self._rng.sample(_SCRAPS, 2))
+        return " ".join(self._rng.sample(tables()["scraps"], 2))
 
     def mixed(self, question: Question) -> str:
         """A completion of mixed quality, so that reinforcement learning has room to improve."""
@@ -180,8 +148,8 @@ _FILE_NAMES = {
 def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:
     """Write the sample files into ``directory`` and return their paths by key.
 
-    Despite their names the ``.jsonl`` files hold one JSON array each, as KoChatGPT's do. If any of
-    the files exists already, nothing is written and ``FileExistsError`` names it.
+    Despite their names the ``.jsonl`` files hold one JSON array each, as KoChatGPT's do. If any of the files exists
+    already, nothing is written and ``FileExistsError`` names it.
     """
     paths = {key: directory / name for key, name in _FILE_NAMES.items()}
     for path in paths.values():
@@ -189,23 +157,15 @@ def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:
             raise FileExistsError(f"Refusing to overwrite {path}")
 
     train, held_out = make_questions(seed)
-    contents: dict[str, str] = {}
     for suffix, questions in (("", train), ("_eval", held_out)):
         completions = _Completions(train, random.Random(f"{seed}/completions{suffix}"))
-        contents[f"sft{suffix}"] = _as_json([_sft_record(q, completions) for q in questions])
-        contents[f"rm{suffix}"] = _as_json([_rm_record(q, completions) for q in questions])
-        contents[f"ppo{suffix}"] = _as_json([{"prompt": q.prompt} for q in questions])
-    contents["text"] = _pretraining_text(train, random.Random(f"{seed}/text"))
-    contents["judge"] = json.dumps({"seed": seed}) + "\n"
-
-    directory.mkdir(parents=True, exist_ok=True)
-    for key, path in paths.items():
-        path.write_text(contents[key], encoding="utf-8", newline="\n")
+        write_records(paths[f"sft{suffix}"], "array", (_sft_record(q, completions) for q in questions))
+        write_records(paths[f"rm{suffix}"], "array", (_rm_record(q, completions) for q in questions))
+        write_records(paths[f"ppo{suffix}"], "array", ({"prompt": q.prompt} for q in questions))
+    text = _pretraining_text(train, random.Random(f"{seed}/text"))
+    paths["text"].write_text(text, encoding="utf-8", newline="\n")
+    write_records(paths["judge"], "lines", [{"seed": seed}])
     return paths
-
-
-def _as_json(records: Sequence[Mapping[str, object]]) -> str:
-    return json.dumps(records, ensure_ascii=False, indent=4) + "\n"
 
 
 def _sft_record(question: Question, completions: _Completions) -> dict[str, object]:
@@ -222,9 +182,9 @@ def _rm_record(question: Question, completions: _Completions) -> dict[str, objec
 def _pretraining_text(questions: Sequence[Question], rng: random.Random) -> str:
     """Questions with responses of every quality, and the facts on their own, one passage a line.
 
-    Good and bad stand side by side, so that the base model learns the language and the facts but
-    no preference for good answers. A response follows its colon at once, as it does in KoChatGPT's
-    prompt, so that a tokenizer splits its first word as it will in that prompt.
+    Good and bad stand side by side, so that the base model learns the language and the facts but no preference for good
+    answers. A response follows its colon at once, as it does in KoChatGPT's prompt, so that a tokenizer splits its
+    first word as it will in that prompt.
     """
     completions = _Completions(questions, rng)
     passages: list[str] = []
@@ -241,7 +201,6 @@ def _pretraining_text(questions: Sequence[Question], rng: random.Random) -> str:
 WEIGHTS: Mapping[str, float] = {"correct": 0.4, "polite": 0.2, "korean_only": 0.2, "ended": 0.1, "not_repeating": 0.1}
 _POLITE_ENDINGS = ("요", "니다")
 _LONGEST_ANSWER = 3  # times the length of the full answer
-_HANGUL = "\u1100-\u11ff\u3130-\u318f가-힣"
 
 
 class Judge:
@@ -249,35 +208,33 @@ class Judge:
 
     Text is compared after NFKC and with runs of whitespace folded into one space.
 
-    - correct: the response names the answer and is at most three times as long as the full answer,
-      so that a list of guesses does not pay. A number counts if it is the response's last number:
-      15 is not in "115". Any other answer counts if a word starts with it and no word starts with
-      the answer to another question of the domain (unless the full answer has that too).
+    - correct: the response names the answer and is at most three times as long as the full answer, so that a list of
+      guesses does not pay. A number counts if it is the response's last number: 15 is not in "115". Any other answer
+      counts if a word starts with it and no word starts with the answer to another question of the domain (unless the
+      full answer has that too).
     - polite: it ends with 요 or 니다, whatever punctuation follows.
-    - korean_only: it has Hangul or a digit, no letter of another script, no control character and
-      no U+FFFD.
+    - korean_only: it has Hangul or a digit, no letter of another script, no control character and no U+FFFD.
     - ended: the caller says that the model ended the response itself.
-    - not_repeating: no word occurs three times, and no two or more characters stand three times
-      in a row.
+    - not_repeating: no word occurs three times, and no two or more characters stand three times in a row.
 
     An empty response scores 0.
     """
 
     def __init__(self, questions: Iterable[Question]) -> None:
-        self._questions = {_fold(question.prompt): question for question in questions}
+        self._questions = {normalized(question.prompt): question for question in questions}
         answers: dict[str, dict[str, None]] = {}
         for question in self._questions.values():
             answers.setdefault(question.domain, {}).update(dict.fromkeys(question.answers))
         self._domain_answers = {domain: tuple(names) for domain, names in answers.items()}
 
     def knows(self, prompt: str) -> bool:
-        return _fold(prompt) in self._questions
+        return normalized(prompt) in self._questions
 
     def score(self, prompt: str, response: str, ended: bool) -> float:
-        question = self._questions.get(_fold(prompt))
+        question = self._questions.get(normalized(prompt))
         if question is None:
             raise KeyError(f"The judge has no question with the prompt {prompt!r}")
-        text = _fold(response)
+        text = normalized(response)
         if not text:
             return 0.0
         holds = {
@@ -308,10 +265,6 @@ def judge_of(file: str | Path) -> Judge | None:
     return Judge(question for part in make_questions(json.loads(path.read_text())["seed"]) for question in part)
 
 
-def _fold(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).split())
-
-
 def _named(answers: Iterable[str], text: str) -> list[str]:
     """The answers that a word of ``text`` starts with; what follows may be a particle."""
     words = " ".join(["", *re.findall(r"\w+", text)])
@@ -328,10 +281,10 @@ def _is_polite(text: str) -> bool:
 
 
 def _is_korean_only(text: str) -> bool:
-    rest = re.sub(f"[{_HANGUL}]", "", text)
-    is_foreign = (c.isalpha() or unicodedata.category(c).startswith("C") for c in rest)
-    has_korean = len(rest) < len(text) or re.search(r"\d", rest) is not None
-    return has_korean and not any(is_foreign) and "\ufffd" not in rest
+    rest = [character for character in text if not has_hangul(character)]
+    is_foreign = (c.isalpha() or unicodedata.category(c).startswith("C") or c == "\ufffd" for c in rest)
+    has_korean = len(rest) < len(text) or re.search(r"\d", text) is not None
+    return has_korean and not any(is_foreign)
 
 
 def _is_repeating(text: str) -> bool:

@@ -20,7 +20,7 @@ from kochat_trl.errors import UserError
 from kochat_trl.models.heads import linear_head
 from kochat_trl.models.loading import add_lora, cast_trainable_to_float32, empty_model, load_config, lora_config
 from kochat_trl.ppo.roles import Roles, adapter_parameters, adapters_of, separate_models
-from kochat_trl.ppo.rollout import Rollout, next_tokens, without_checkpointing
+from kochat_trl.ppo.rollout import Rollout, Trajectory, next_tokens, without_checkpointing
 from kochat_trl.ppo.trainer import PPOTrainer
 from kochat_trl.reward.trainer import RankingTrainer
 from kochat_trl.settings.keys import Stage
@@ -127,7 +127,7 @@ def trace(
 
 
 def _measure(phase: str, rows: int, step: Callable[[], None], trainer: Any, vocab_size: int) -> Footprint:
-    model = trainer.model
+    model = getattr(trainer, "roles", trainer.model)
     weights = {storage_of(t): t for t in tensors_of(model)}.values()
     trained = bytes_of(t for t in weights if t.requires_grad)
     for tensor in weights:
@@ -275,7 +275,8 @@ def _prepare_ppo(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
     rollout = Rollout(prompts, responses, tokens, mask, mask, mask[:, 0])
     micro = training.micro_batch_size
     mini_batch = [list(range(i, i + micro)) for i in range(0, size, micro)]
-    targets = {name: torch.zeros(rows, length) for name in ("logprobs", "values", "advantages", "returns")}
+    targets = Trajectory.zeros((rows, length), "cpu", torch.float32)
+    targets.advantages = targets.returns = torch.zeros(rows, length)
     together = min(training.local_rollout_forward_batch_size, rows)
 
     @torch.no_grad()
@@ -293,8 +294,8 @@ def _prepare_ppo(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
             next_tokens(policy, ids[:, :1], mask[:, : width + max(1, length - 1)], cache, uniform, 1.0)
 
     def update() -> None:
-        trainer._score(rollout, [mini_batch])
-        trainer._step(1, rollout, mini_batch, targets, first=False)
+        trainer.score(rollout, [mini_batch])
+        trainer.step(1, rollout, mini_batch, targets, first=False)
 
     return trainer, [("PPO, update", micro, update), (SAMPLING, together, sample)]
 

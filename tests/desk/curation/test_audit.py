@@ -1,184 +1,18 @@
-"""Faults counted and located, on small files and on the real ones; which reading the rankings support; the report."""
+"""What is said of a file as a whole, on small files and on the real ones; the report."""
 
 import gzip
-import io
 import json
 import subprocess
 import sys
 from functools import cache
-from math import comb
-from statistics import NormalDist
 
-from kochat_trl.desk.curation.audit import BINS, KEPT, check_files, measure
-from kochat_trl.desk.curation.audit_view import print_report
-from kochat_trl.desk.curation.which_reading import TOGETHER, judge_reading
-from kochat_trl.desk.sample.sample import write_sample_data
-from kochat_trl.errors import UserError
-from kochat_trl.models.tokenizer import CHAT_TEMPLATE, load_tokenizer
-from kochat_trl.rows.encode import conversation, encode_dialogue
-from kochat_trl.statistics import sign_test
+from kochat_trl.desk.curation.audit import BINS, check_files, measure
+from kochat_trl.models.tokenizer import load_tokenizer
+from tests.desk.curation.helpers import found, lines, printed, ranked
 
 import pytest
-from rich.console import Console
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-
-def lines(records):
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-
-def ranked(ranking, *completions, prompt="질문"):
-    return {"prompt": prompt} | {f"completion_{i}": text for i, text in enumerate(completions)} | {"ranking": ranking}
-
-
-def found(file):
-    """Every finding of a file: (level, fault) → the records."""
-    return {(finding.level, finding.fault): finding.records for finding in file.findings}
-
-
-def printed(report, width=100):
-    console = Console(file=io.StringIO(), width=width)
-    print_report(report, console)
-    return console.file.getvalue()
-
-
-@pytest.fixture
-def check(write):
-    """Audit records, written as JSON lines."""
-    return lambda records, **kwargs: check_files([write("data.jsonl", lines(records))], **kwargs).files[0]
-
-
-# --- Each fault ---------------------------------------------------------------------------------
-
-TEXTS = {
-    "swallowed": "무엇?', 'completion': '답",
-    "escape": "첫째\\n둘째",
-    "control": "가\x07나",
-    "zero_width": "가\u200b나",
-    "no_break_space": "가\u00a0나",
-    "not_nfc": "\u1100\u1161",
-    "special_token": "가</s>",
-    "stray_quote": "'가나다",
-    "replacement": "가\ufffd",
-    "no_hangul": "I do not know.",
-}
-
-
-@pytest.mark.parametrize("fault", TEXTS)
-def test_a_fault_of_a_text(check, fault):
-    bad = TEXTS[fault]
-    answers = [{"prompt": "하나", "completion": "둘"}, {"prompt": "셋", "completion": bad}]
-    assert found(check(answers)) == {("warning", fault): [1]}
-    assert found(check([{"prompt": "하나"}, {"prompt": bad}])) == {("warning", fault): [1]}
-    turns = [{"role": "user", "content": "가"}, {"role": "assistant", "content": bad}]
-    once = {("warning", fault): [0]}  # both answers of the record have it
-    assert found(check([{"messages": [*turns, *turns]}])) == once
-
-
-def test_hangul_is_asked_of_what_the_file_is_for(check):
-    record = [{"prompt": "What?", "completion": "답"}]
-    assert found(check(record)) == {}
-    assert found(check(record, kind="prompt")) == {("warning", "no_hangul"): [0]}
-    assert check([{"prompt": "가", "chosen": "나", "rejected": "no"}]).hangul == {"prompts": 1, "answers": 0.5}
-
-
-def test_errors_say_what_is_wrong(write):
-    records = [
-        ranked([0, 1], "가", "나"),
-        ranked([0, 1], "가", "가", prompt="둘"),
-        ranked([0, 1], "가", " ", prompt="셋"),
-        ranked([0, 2], "가", "나", prompt="넷"),
-        ranked([[0, 1]], "가", "나", prompt="다섯"),
-        ranked([[0, 1], 2], "가", "나", "다", prompt="여섯"),
-    ]
-    file = check_files([write("rm.jsonl", lines(records) + '{"prompt": \n')]).files[0]
-    assert found(file) == {
-        ("error", "broken"): [3, 6],
-        ("error", "empty"): [2],
-        ("error", "equal"): [1],
-        ("error", "tied"): [4],
-        ("warning", "tied"): [5],
-    }
-    assert (file.records, file.usable, file.errors, file.warnings) == (7, 2, 5, 1)
-    assert file.findings[0].messages[0].startswith("line 4 (record 3): field 'ranking': found [0, 2], expected indices")
-    assert "broken JSON" in file.findings[0].messages[1]
-    assert file.count("tied") == 2
-    assert file.findings[4].messages == []
-
-
-def test_repeats(check):
-    records = [
-        {"prompt": "가 나", "completion": "답"},
-        {"completion": "답", "prompt": "가 나"},  # the same, in another order
-        {"prompt": "가  나", "completion": "답"},  # nearly
-        {"prompt": "가 나", "completion": "다른 답"},  # the prompt only
-        {"prompt": "", "completion": "답"},
-        {"prompt": "", "completion": "답"},  # of no use, and repeated all the same
-        {"prompt": "다", "completion": "답"},
-    ]
-    assert found(check(records)) == {
-        ("error", "empty"): [4, 5],
-        ("warning", "duplicate"): [1, 5],
-        ("warning", "near_duplicate"): [2],
-        ("warning", "repeated_prompt"): [1, 2, 3],
-    }
-    twice = [ranked([0, 1], "가", "나"), ranked([1, 0], "가", "나"), ranked([1, 0], "가", "나")]
-    assert found(check(twice))["warning", "duplicate"] == [2]  # another ranking makes another record
-    twice = [ranked([0, 1], "가", "나"), ranked([1, 0], "가 ", "나"), ranked([1, 0], "가", "나")]
-    assert found(check(twice))["warning", "near_duplicate"] == [2]
-    twice = [{"prompt": prompt} for prompt in ("가 나", "가  나", "가  나")]
-    assert found(check(twice))["warning", "duplicate"] == [2]
-
-
-def test_contradictions_across_shapes(check):
-    records = [
-        ranked([0, 1, 2], "좋음", "보통", "나쁨"),
-        {"prompt": "질문", "chosen": "좋음", "rejected": "나쁨"},  # agrees
-        {"prompt": "질문", "chosen": "나쁨 ", "rejected": "좋음"},
-        {"prompt": "다른 질문", "chosen": "나쁨", "rejected": "좋음"},
-        ranked([[0, 1], 2], "나쁨", "없음", "보통"),
-    ]
-    assert found(check(records)) == {
-        ("warning", "repeated_prompt"): [1, 2, 4],
-        ("warning", "contradiction"): [2, 4],
-        ("warning", "tied"): [4],
-    }
-    alike = [ranked([0, 1], "가", "가 "), ranked([1, 0], "가", "가 ")]
-    assert check(alike).count("contradiction") == 0
-
-
-def test_three_cycles(check):
-    rankings = [[0, 1, 2], [1, 2, 0], [2, 1, 0], [2, 0, 1], [1, 0, 2], [0, 2, 1]]
-    file = check([ranked(r, "가", "나", "다", prompt=f"질문 {r}") for r in rankings])
-    assert found(file) == {("warning", "three_cycle"): [1, 3]}
-    assert file.reading.rankings == {str(ranking): 1 for ranking in rankings}
-    # Of four completions; some aren't ranked, or tied.
-    rankings = [[1, 0, 3, 2], [1, 2, 3, 0], [1, 2, 0], [1, [2, 3], 0]]
-    file = check([ranked(r, "가", "나", "다", "라", prompt=f"질문 {r}") for r in rankings])
-    assert found(file) == {("warning", "three_cycle"): [1], ("warning", "tied"): [3]}
-    assert [finding.fault for finding in file.findings] == ["tied", "three_cycle"]  # as `FAULTS` has them
-    assert check([{"prompt": "가", "chosen": "나", "rejected": "다"}]).reading is None
-
-
-def test_rankings_are_read_in_the_given_order(check):
-    records = [ranked([0, 1, 1], "가", "나", "다"), ranked([2, 0, None], "가", "나", "다", prompt="둘")]
-    assert found(check(records)) == {("error", "broken"): [0, 1]}
-    assert found(check(records, order="rank_of")) == {("warning", "tied"): [0]}
-    turned = [ranked([1, 2, 0], "가", "나", "다"), {"prompt": "질문", "chosen": "나", "rejected": "다"}]
-    assert check(turned).count("contradiction") == 0
-    assert check(turned, order="rank_of").count("contradiction") == 1
-
-
-def test_the_first_records_and_all_of_the_count(check):
-    file = check([{"prompt": "가"}, *[{"prompt": ""}] * 30])
-    assert file.count("empty") == 30
-    assert file.findings[0].records == list(range(1, KEPT + 1))
-    assert len(file.findings[0].messages) == KEPT
-    assert (file.errors, file.warnings) == (30, 0)  # 29 are repeats too, but errors already
-
-
-# --- Files --------------------------------------------------------------------------------------
+# --- Files ----------------------------------------------------------------------------------------
 
 
 def test_kind_is_what_most_records_are(check):
@@ -253,170 +87,7 @@ def test_overlap(write):
     assert report.files[2].count("overlap") == 0
 
 
-# --- Which reading ------------------------------------------------------------------------------
-
-
-def rewritten(path, change):
-    records = json.loads(path.read_text())
-    for record in records:
-        record["ranking"] = change(record["ranking"])
-    path.write_text(json.dumps(records, ensure_ascii=False))
-    return str(path)
-
-
-def test_the_sample_data_says_how_it_was_ranked(tmp_path):
-    paths = write_sample_data(tmp_path, seed=0)
-    report = check_files([str(paths["rm"]), str(paths["rm_eval"])])
-    for file in report.files:
-        assert (file.reading.verdict, file.reading.decided_by, file.alerts) == ("best_first", "has Hangul", [])
-        assert sum(file.reading.rankings.values()) == file.records
-        assert len(file.reading.rankings) == 6
-    (wrong,) = check_files([str(paths["rm_eval"])], order="rank_of").files
-    assert wrong.reading == file.reading
-    assert "read as rank_of, but the answers say that they are best_first" in wrong.alerts[0]
-    assert f"of {file.count('three_cycle'):,} records" in wrong.alerts[0]
-
-    inverted = rewritten(paths["rm_eval"], lambda ranking: [ranking.index(i) for i in range(3)])
-    report = check_files([inverted])
-    (turned,) = report.files
-    assert turned.reading.verdict == "rank_of"
-    assert tuple(turned.reading.votes.values()) == tuple(file.reading.votes.values())[::-1]
-    assert "`ranking_order: rank_of`" in turned.alerts[0]
-    assert report.warnings == turned.warnings + 1
-    assert check_files([inverted], order="rank_of").files[0].alerts == []
-
-
-def test_four_records_tell_nothing(shared):
-    """Two of them are 3-cycles, and by eye both are best first."""
-    (file,) = check_files([str(shared / "data/kochatgpt/kochatgpt_2_RM.excerpt.jsonl")]).files
-    assert (file.records, file.usable) == (4, 4)
-    assert list(file.reading.rankings) == ["[2, 1, 0]", "[2, 0, 1]", "[1, 2, 0]", "[1, 0, 2]"]
-    assert file.reading.pairs["is longer"] == {"best_first": 4, "rank_of": 0}
-    assert file.reading.pairs["has Hangul"] == {"best_first": 1, "rank_of": 0}
-    assert (file.reading.p, file.reading.verdict, file.alerts) == (1, "can't be told", [])
-
-
-def test_a_record_has_one_vote():
-    """[2, 0, 1]: read as rank_of, completion 1 is the best and not the worst, in two pairs that tell the same."""
-    record = ([2, 0, 1], ("한국어 답", "En", "또 한국어"))
-    reading = judge_reading([record] * 7)
-    assert reading.pairs["has Hangul"] == {"best_first": 14, "rank_of": 0}
-    assert (reading.decided_by, reading.votes) == (TOGETHER, {"best_first": 7, "rank_of": 0})
-    assert (reading.p, reading.verdict) == (2 / 2**7, "can't be told")
-    reading = judge_reading([record] * 8)
-    assert (reading.decided_by, reading.p, reading.verdict) == ("has Hangul", 2 / 2**8, "best_first")
-    own_inverse = ([1, 0, 2], ("한국어 답", "한국어 답변", "English"))
-    assert judge_reading([own_inverse] * 50).votes == {"best_first": 0, "rank_of": 0}
-
-
-def test_hangul_decides_before_length():
-    short = ([1, 2, 0], ("a long answer in English", "답", "another one"))  # 1 is the best, or the worst
-    reading = judge_reading([short] * 10)
-    assert reading.pairs["is longer"] == {"best_first": 0, "rank_of": 20}
-    assert (reading.decided_by, reading.verdict) == ("has Hangul", "best_first")
-    other = ([1, 2, 0], ("답 하나", "a long answer in English", "답 둘"))
-    reading = judge_reading([short, other] * 10)
-    assert (reading.decided_by, reading.p, reading.verdict) == ("has Hangul", 1, "can't be told")
-
-
-def test_signs_together_where_all_is_hangul():
-    """Longer against less repetition is a draw, and either alone is not enough; where they agree, they tell."""
-    alone = ([1, 2, 0], ("답", "긴 답", "둘"))
-    reading = judge_reading([alone] * 20)
-    assert reading.pairs["is longer"] == {"best_first": 40, "rank_of": 0}
-    assert (reading.votes, reading.verdict) == ({"best_first": 0, "rank_of": 0}, "can't be told")
-    draw = ([1, 2, 0], ("답 둘", "답 답 답 답", "답"))
-    assert judge_reading([draw] * 20).votes == {"best_first": 0, "rank_of": 0}
-    agree = ([1, 2, 0], ("답 답", "서로 다른 낱말들", "둘 둘"))
-    reading = judge_reading([agree] * 20 + [draw] * 20)
-    assert (reading.decided_by, reading.votes["best_first"], reading.verdict) == (TOGETHER, 20, "best_first")
-
-
-def test_sign_test():
-    assert sign_test(0, 0) == sign_test(5, 5) == sign_test(5, 6) == 1
-    assert sign_test(0, 8) == sign_test(8, 0) == 2 / 256
-    assert sign_test(1, 9) == 2 * (1 + 10) / 1024
-    assert sign_test(8, 35) == 2 * sum(comb(43, heads) for heads in range(9)) / 2**43
-    normal = 2 * NormalDist().cdf(-(300 - 1) / 10_300**0.5)
-    assert sign_test(5000, 5300) == sign_test(5300, 5000) == pytest.approx(normal, rel=0.01)
-    assert sign_test(0, 5000) == 0  # below the least float
-
-
-# --- Tokens -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def characters():
-    """A tokenizer of single characters after NFKC, as kogpt2's does it; it doesn't know all of Hangul."""
-    known = sorted(set(CHAT_TEMPLATE) | set("저도 반가워요.안녕로마숫자다IV"))
-    vocabulary = {token: i for i, token in enumerate(["<unk>", "</s>", *known])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokens = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "</s>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **tokens)
-
-
-def test_tokens(check, characters):
-    records = [
-        {"prompt": "반가워요", "completion": "저도 반가워요."},
-        {"prompt": "반가워", "completion": "저도 반가워요." * 3},
-        {"prompt": "Ⅳ", "completion": "로마 숫자다"},
-        {"prompt": "안녕", "completion": "뷁"},
-    ]
-    template = len("### Instruction(명령어):\n\n\n### Response(응답):") + 1  # and </s>
-    file = check(records, tokenizer=characters, max_length=template + 23)
-    assert found(file) == {
-        ("warning", "unknown_token"): [3],
-        ("warning", "round_trip"): [2, 3],
-        ("warning", "overlong"): [1],
-    }
-    assert {name: (each.count, each.max) for name, each in file.lengths.items()} == {
-        "prompts, characters": (4, 4),
-        "answers, characters": (4, 24),
-        "prompts, tokens": (4, 4),
-        "answers, tokens": (4, 24),
-        "with template, tokens": (4, template + 27),
-    }
-    assert file.lengths["with template, tokens"].mean == template + (12 + 27 + 8 + 3) / 4  # Ⅳ is two
-    assert check(records, tokenizer=characters, max_length=template + 27).count("overlong") == 0
-
-    file = check(records, kind="prompt", tokenizer=characters, max_length=template + 2)
-    assert file.lengths["with template, tokens"].max == template - 1 + 4
-    assert found(file)["warning", "overlong"] == [0]
-    assert check(records, tokenizer=characters).count("overlong") == 0
-
-
-def test_many_texts_are_tokenized_in_batches(check, characters, monkeypatch):
-    monkeypatch.setattr("kochat_trl.desk.curation.audit.BATCH", 3)
-    records = [{"prompt": "반" * n, "completion": "뷁" if n == 6 else "가"} for n in range(1, 9)]
-    file = check(records, tokenizer=characters)
-    assert (file.lengths["prompts, tokens"].count, file.lengths["prompts, tokens"].mean) == (8, 4.5)
-    assert found(file)["warning", "unknown_token"] == [5]
-
-
-def test_the_longest_row_of_a_record_counts(check, characters):
-    """Completion 1 isn't ranked, and makes no row."""
-    record = ranked([2, 0], "반가워요.", "반가워요." * 9, "안녕", prompt="저")
-    lengths = check([record], tokenizer=characters).lengths["with template, tokens"]
-    (ids, _) = encode_dialogue(characters, conversation("저", "반가워요."))
-    assert (lengths.count, lengths.max) == (1, len(ids))
-
-
-def test_half_characters_are_an_error_and_no_crash(write, characters):
-    path = write("half.jsonl", '{"prompt": "가", "completion": "\\ud83d"}\n{"prompt": "나", "completion": "다"}')
-    report = check_files([path], tokenizer=characters)
-    assert found(report.files[0])["error", "broken"] == [0]
-    assert "\\ud83d" in json.dumps(report.to_json())
-
-
-def test_a_length_takes_a_tokenizer(write):
-    with pytest.raises(UserError, match="takes a tokenizer"):
-        check_files([write("a.jsonl", lines([{"prompt": "가"}]))], max_length=10)
-
-
-# --- The report ---------------------------------------------------------------------------------
+# --- The report -----------------------------------------------------------------------------------
 
 
 def test_json_holds_the_report(write):
@@ -437,46 +108,6 @@ def test_json_holds_the_report(write):
     assert told["overlaps"] == [{"files": files[:2], "prompts": 1, "records": [1, 1], "shares": [1, 0.5]}]
 
 
-def test_print_shows_what_is_there_and_nothing_else(write):
-    report = check_files([write("rm.jsonl", lines([ranked([1, 2, 0], "가", "[b]다[/b]", "나"), {"prompt": ""}]))])
-    text = printed(report)
-    assert "preference · JSON lines · 2 records, 1 usable" in text
-    assert [line.split()[:3] for line in text.splitlines() if line.strip().startswith(("error", "warning"))] == [
-        ["error", "1", "broken"],
-        ["warning", "1", "three_cycle"],
-    ]
-    assert "line 2 (record 1): field" in text
-    assert "[1, 2, 0] 1" in text
-    assert "can't be told: 0 records for best_first, 0 for rank_of by 'all signs together' (p = 1)" in text
-    assert "the better one is longer: 2 pairs for best_first, 0 for rank_of" in text
-    assert "1 error, 1 warning." in text
-    assert "kochat data clean FILE --output" in text
-    clean = printed(check_files([write("p.txt", "하나\n둘\n")]))
-    assert clean.rstrip().endswith("0 errors, 0 warnings.")
-    assert "level" not in clean
-
-
-def test_print_says_loudly_what_is_upside_down_or_unreadable(tmp_path):
-    path = write_sample_data(tmp_path, seed=1)["rm_eval"]
-    text = " ".join(printed(check_files([str(path), "nowhere.json"], order="rank_of")).split())
-    assert "warning: The rankings are read as rank_of, but the answers say that they are best_first" in text
-    assert "error: nowhere.json: can't be read: No such file" in text
-
-
-def test_print_is_brief_about_many_files(write):
-    files = [write(f"{i}.txt", "하나\n'둘\n") for i in range(4)]
-    full, brief = printed(check_files(files[:3])), printed(check_files(files))
-    assert full.count("median") == 3
-    assert "median" not in brief
-    assert brief.count("stray_quote") == 4
-    assert "2 prompts in two files; records of 0.txt 2 (100.00%), of 1.txt 2 (100.00%)" in brief
-
-
-def test_bars(write):
-    path = write("p.txt", "".join("가" * length + "\n" for length in [1] * 8 + [2] * 4 + [4]))
-    assert "0  █▄ ▁" in printed(check_files([path]))
-
-
 def test_a_pair_with_a_ranking_beside_it(tmp_path):
     """`chosen` and `rejected` count, and the `ranking` is some field of the user's own."""
     record = {"prompt": "가나다", "chosen": "나다라", "rejected": "다라마", "ranking": 1}
@@ -491,7 +122,7 @@ def test_import_is_quick():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
-# --- The real files -----------------------------------------------------------------------------
+# --- The real files -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -515,8 +146,8 @@ def test_the_real_prompts(real):
     (file,) = report.files
     assert (file.kind, file.format.shape, file.records, file.usable) == ("prompt", "array", 12_000, 11_997)
     assert found(file)["error", "empty"] == [6330, 6699, 7405]
-    assert (report.errors, file.count("duplicate"), file.count("swallowed")) == (3, 54, 25)
-    assert file.count("repeated_prompt") == 52  # the empty ones are no prompts
+    assert (report.errors, file.count("duplicate"), file.count("swallowed")) == (3, 52, 25)
+    assert file.count("repeated_prompt") == 52
     assert file.count("near_duplicate") == 0
     assert file.begin_with_quote == 26
     assert numbers(file.lengths["prompts, tokens"]) == (9, 20, 118)

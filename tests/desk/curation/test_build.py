@@ -14,6 +14,8 @@ from kochat_trl.desk.curation.build import (
 )
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import add_lora, load_causal_lm, load_policy, new_reward_model
+from kochat_trl.reward.score import load_scorer, score_dialogues
+from kochat_trl.rows.encode import conversation
 from kochat_trl.settings.keys import ModelArguments
 
 import pytest
@@ -105,6 +107,10 @@ def test_scores_are_those_of_the_reward_model(tiny_base, tiny_tokenizer, tmp_pat
             ids = torch.tensor([tiny_tokenizer.encode(text)])
             hidden = model.transformer(ids).last_hidden_state[0, -1].detach()
             assert score == pytest.approx(float(hidden @ model.score.weight[0].detach()), abs=1e-5)
+    scorer = load_scorer(str(tmp_path / "reward"), "float32", tiny_tokenizer)  # in float64 on a CPU
+    turns = [conversation(*pair) for source in answers for pair in zip(prompts, source, strict=True)]
+    exact = pytest.approx(score_dialogues(scorer, tiny_tokenizer, turns, batch_size=1), abs=1e-12)
+    assert [score for row in found for score in row] == exact
 
 
 def test_an_adapter_answers_as_its_base_changed_by_it(tiny_base, tiny_tokenizer, tmp_path):

@@ -11,7 +11,6 @@ from statistics import fmean
 from kochat_trl.desk.sample import sample
 from kochat_trl.desk.sample.facts import with_particle
 from kochat_trl.desk.sample.sample import Judge, Question, judge_of, make_questions, write_sample_data
-from kochat_trl.statistics import mean_interval
 from tests.tiny import ROOT
 
 import pytest
@@ -380,19 +379,3 @@ def test_every_question_scores_as_its_qualities_say(seed):
         assert full == 1.0, question
         assert curt == pytest.approx(0.8), question
         assert wrong == pytest.approx(0.6), question
-
-
-# --- Interval
-
-
-def test_mean_interval_by_hand():
-    # The standard deviation of 0, 0, 1, 1 is sqrt(1/3), so the mean's is sqrt(1/12) = 0.288675.
-    mean, low, high = mean_interval([0.0, 0.0, 1.0, 1.0])
-    assert mean == 0.5
-    assert low == pytest.approx(0.5 - 1.959964 * 0.288675, abs=1e-5)
-    assert high == pytest.approx(0.5 + 1.959964 * 0.288675, abs=1e-5)
-
-
-def test_mean_interval_needs_two_scores():
-    with pytest.raises(ValueError, match="at least 2"):
-        mean_interval([0.5])

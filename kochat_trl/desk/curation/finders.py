@@ -1,0 +1,178 @@
+"""Faults of records that recipes can use, each found in one way: `audit.py` counts what `clean.py` drops.
+
+A finder takes items and yields each one that has a fault, with the fault's name in `faults.py`. Of a record that
+recipes refuse that is all that is found: nothing else about it matters, and `clean` has dropped it before. Records are
+compared by what recipes read in them, so the order of fields, their names, or a field of no use makes no difference.
+`audit` looks at records as they are, `clean` as it has mended them.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+from kochat_trl.data.rankings import Tiers
+from kochat_trl.data.records import Dialogue, Prompt, Ranking, RawRecord, Record
+from kochat_trl.data.text import has_hangul, normalized
+from kochat_trl.desk.curation.faults import is_answer, texts
+from kochat_trl.desk.curation.which_reading import disputed
+
+BATCH = 1000  # texts, or records, that are tokenized together
+
+
+@dataclass(eq=False)
+class Item:
+    """The fields of a record and what recipes read in them: None if they refuse it, and no finder takes it then."""
+
+    raw: RawRecord
+    record: Record | None
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """The texts that recipes read, the prompt first."""
+        if isinstance(self.record, Dialogue):
+            return tuple(message["content"] for message in self.record.messages)
+        assert self.record is not None
+        return (self.record.prompt, *(self.record.completions if isinstance(self.record, Ranking) else ()))
+
+    @property
+    def tiers(self) -> Tiers:
+        return self.record.tiers if isinstance(self.record, Ranking) else ()
+
+    @cached_property
+    def prompt_key(self) -> str:
+        """What two prompts have in common that are the same to a reader."""
+        return normalized(self.contents[0])
+
+
+AnItem = TypeVar("AnItem", bound=Item)
+Found = Iterator[tuple[AnItem, str]]
+Owner = TypeVar("Owner")
+
+
+def written_texts(raw: RawRecord) -> list[tuple[bool, str]]:
+    """Each text that isn't blank, read by recipes or not, and whether it is an answer."""
+    return [(is_answer(name), text) for name, text in texts(raw).items() if text.strip()]
+
+
+# --- By itself ----------------------------------------------------------------------------------
+
+
+def own_faults(items: Sequence[AnItem]) -> Found[AnItem]:
+    """`replacement`, `no_hangul`, `tied`, `three_cycle`.
+
+    Hangul is asked of answers, or of a record for its prompt alone, of the prompt as it is read, an `input` with it. A
+    ranking is a 3-cycle, or a longer one, as it stands in the file: whole and without ties, or it has one reading only.
+    """
+    for item in items:
+        if any("\ufffd" in text for _, text in written_texts(item.raw)):
+            yield item, "replacement"
+        prompt, *rest = item.contents
+        judged = {Prompt: [prompt], Dialogue: rest[::2], Ranking: rest}[type(item.record)]
+        if not all(map(has_hangul, judged)):
+            yield item, "no_hangul"
+        if isinstance(item.record, Ranking):
+            if len(item.tiers) < 2 or any(len(tier) > 1 for tier in item.tiers):
+                yield item, "tied"
+            if "chosen" not in item.raw.fields and disputed(item.raw.fields["ranking"], len(rest)):
+                yield item, "three_cycle"
+
+
+def overlaps(items: Sequence[AnItem], prompts: Collection[str]) -> Found[AnItem]:
+    """`overlap`: the prompt is one of `prompts`, those of other files as `prompt_key` has them."""
+    return ((item, "overlap") for item in items if item.prompt_key in prompts)
+
+
+# --- Among the others ---------------------------------------------------------------------------
+
+_SAME: dict[str, Callable[[Item], Any]] = {
+    "duplicate": lambda item: (item.contents, item.tiers),
+    "near_duplicate": lambda item: (tuple(map(normalized, item.contents)), item.tiers),
+    "repeated_prompt": lambda item: item.prompt_key,
+}
+
+
+def repeats(items: Sequence[AnItem], fault: str) -> Found[AnItem]:
+    """`duplicate`, `near_duplicate` or `repeated_prompt`: all but the first of those that are alike.
+
+    An exact copy is a near one, too: to count it once, leave the duplicates out of `items`.
+    """
+    seen = set()
+    for item in items:
+        if (key := _SAME[fault](item)) in seen:
+            yield item, fault
+        seen.add(key)
+
+
+def contradictions(items: Sequence[AnItem]) -> Found[AnItem]:
+    """`contradiction`: records that prefer one completion to another, where another record prefers that to this.
+
+    All of them are found, not only the later ones: which of them is right can't be told.
+    """
+    having: dict[tuple[str, str, str], set[int]] = {}  # prompt, better, worse → places in `items`
+    for place, item in enumerate(items):
+        if isinstance(item.record, Ranking):
+            completions = list(map(normalized, item.record.completions))
+            for i, j, _ in item.record.pairs():
+                having.setdefault((item.prompt_key, completions[i], completions[j]), set()).add(place)
+    for (prompt, better, worse), places in having.items():
+        both = places | having.get((prompt, worse, better), places)
+        if better != worse and (prompt, worse, better) in having and len(both) > 1:
+            yield from ((items[place], "contradiction") for place in both)
+
+
+# --- With a tokenizer ---------------------------------------------------------------------------
+
+
+def bad_tokens(items: Sequence[AnItem], tokenizer: Any) -> Found[AnItem]:
+    """`unknown_token` and `round_trip`, of any text of the record."""
+    written = [(item, text) for item in items for _, text in written_texts(item.raw)]
+    return ((item, fault) for item, _, faults in tokenized(written, tokenizer) for fault in faults)
+
+
+def tokenized(
+    written: Sequence[tuple[Owner, str]], tokenizer: Any, desc: str = "Tokenizing"
+) -> Iterator[tuple[Owner, int, list[str]]]:
+    """For each text by itself, without template: whose it is, how many tokens it makes, and what is wrong with them."""
+    for batch in _batches(written, desc):
+        plain = [text.encode(errors="replace").decode() for _, text in batch]  # it takes no half characters
+        rows = tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"]
+        back = tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for (owner, text), ids, decoded in zip(batch, rows, back, strict=True):
+            faults = {"unknown_token": tokenizer.unk_token_id in ids, "round_trip": decoded != text}
+            yield owner, len(ids), [fault for fault, found in faults.items() if found]
+
+
+def overlong(items: Sequence[AnItem], tokenizer: Any, max_length: int) -> Found[AnItem]:
+    """`overlong`: the longest row of the record is."""
+    return ((item, "overlong") for item, length in row_lengths(items, tokenizer) if length > max_length)
+
+
+def row_lengths(items: Sequence[AnItem], tokenizer: Any, desc: str = "Tokenizing") -> Iterator[tuple[AnItem, int]]:
+    """The tokens of each record's longest row in the chat template. A completion that isn't ranked makes none."""
+    from kochat_trl.rows.encode import conversation, encode_dialogues, encode_prompts
+
+    for batch in _batches(items, desc):
+        rows: list[tuple[AnItem, Any]] = []
+        for item in batch:
+            prompt, *completions = item.contents
+            if isinstance(item.record, Ranking):
+                rows += [(item, conversation(prompt, completions[i])) for tier in item.tiers for i in tier]
+            else:
+                rows.append((item, item.record.messages if isinstance(item.record, Dialogue) else prompt))
+        inputs = [row for _, row in rows]
+        if isinstance(batch[0].record, Prompt):
+            lengths = [len(ids) for ids in encode_prompts(tokenizer, inputs)]
+        else:
+            lengths = [len(ids) for ids, _ in encode_dialogues(tokenizer, inputs)]
+        longest = dict.fromkeys(batch, 0)
+        for (item, _), length in zip(rows, lengths, strict=True):
+            longest[item] = max(length, longest[item])
+        yield from longest.items()
+
+
+def _batches(rows: Sequence[Any], desc: str) -> Iterator[Sequence[Any]]:
+    from tqdm import tqdm
+
+    for start in tqdm(range(0, len(rows), BATCH), desc=desc, delay=2, leave=False):
+        yield rows[start : start + BATCH]

@@ -1,0 +1,105 @@
+"""What stops a run that has gone wrong: each guard raises `UserError`, and says what to do."""
+
+import math
+from typing import Any
+
+from kochat_trl.errors import UserError
+from kochat_trl.ppo.roles import Roles
+from kochat_trl.ppo.rollout import Trajectory
+from kochat_trl.ppo.step import StepStats
+from kochat_trl.settings.ppo import PPOConfig
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+TOLERANCE = 1e-5  # of log-probabilities that must be equal before anything is learnt
+ROUNDED = 0.05  # the same where models compute in 16 bits
+MOVES_WITHIN = 3  # updates
+
+
+def check_prompts(positions: int | None, response_length: int, *datasets: Any) -> None:
+    """A prompt and its response must not take more positions than the model has; None is no limit."""
+    longest = max(len(ids) for data in datasets if data is not None for ids in data["input_ids"]) + response_length
+    if positions is not None and longest > positions:
+        raise UserError(
+            f"the longest prompt and response_length make {longest} tokens, and the model has {positions} positions; "
+            "lower max_prompt_length or response_length"
+        )
+
+
+@torch.no_grad()
+def check_head(roles: Roles, accelerator: Accelerator) -> None:
+    """The policy's logits must be its head's on its hidden states, and not changed after it (by a soft cap, say)."""
+    policy, causal_lm = roles.policy, roles.models["policy"]
+    ids = torch.arange(2, device=accelerator.device)[None]
+    with policy.active(), accelerator.autocast():
+        ours = policy.head(policy.hidden(ids, torch.ones_like(ids)))
+        theirs = causal_lm(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
+        raise UserError(f"{type(causal_lm).__name__} changes its logits after the head; PPO here can't score it")
+
+
+def check_equal_at_start(what: str, difference: float, exact: bool) -> None:
+    """Log-probabilities that must be equal, as nothing is learnt yet; `exact` is without 16-bit numbers."""
+    if not difference <= (TOLERANCE if exact else ROUNDED):
+        raise UserError(
+            f"update 1: {what} differ by up to {difference:.1e} nats, and must be equal, as nothing is learnt yet. "
+            "With load_in_8bit set llm_int8_threshold: 0; else please report this"
+        )
+
+
+def check_finite(update: int, trajectory: Trajectory) -> None:
+    """All numbers of a scored rollout."""
+    for name in ("logprobs", "ref_logprobs", "values", "scores"):
+        if not getattr(trajectory, name).isfinite().all():
+            raise UserError(
+                f"update {update + 1}: {name} of the rollout are not finite. Look at the losses before, and lower the "
+                "learning rate; if it is the first update, the model on disk is broken"
+            )
+
+
+def check_kl(update: int, kl: float, limit: float | None) -> None:
+    """The mean KL of a response, in nats."""
+    if limit is not None and kl > limit:
+        raise UserError(
+            f"update {update + 1}: the KL from the reference is {kl:.1f} nats a response, beyond kl_limit ({limit}). "
+            "The policy has left the language it was taught: raise kl_coef, set kl_target, or lower the learning rate"
+        )
+
+
+def check_ends(update: int, updates_without_end: int, args: PPOConfig) -> None:
+    """Responses of a run that has a stop token."""
+    if updates_without_end >= args.guard_updates:
+        raise UserError(
+            f"update {update + 1}: not one response ended itself in {args.guard_updates} updates (guard_updates). "
+            f"Raise response_length ({args.response_length}), or train SFT for longer: it teaches the end"
+        )
+
+
+def check_step(update: int, stats: StepStats) -> None:
+    """The losses of a step and what is told of them."""
+    if not all(math.isfinite(value) for value in stats):
+        raise UserError(f"update {update + 1}: the loss is not finite ({stats._asdict()}); lower the learning rate")
+
+
+def check_gradient(update: int, norm: Tensor) -> None:
+    """The norm of a step's gradient."""
+    if not norm.isfinite():
+        raise UserError(f"update {update + 1}: a gradient is not finite; lower the learning rate")
+
+
+def check_moved(update: int, before: Any, now: Any, args: PPOConfig) -> None:
+    """The fingerprints of the policy before the run's first updates and after them."""
+    if now == before:
+        raise UserError(
+            f"update {update + 1}: no weight of the policy has moved in {MOVES_WITHIN} updates. Look at learning_rate "
+            f"({args.learning_rate}) and lr_scheduler_type ({args.lr_scheduler_type})"
+        )
+
+
+@torch.no_grad()
+def fingerprint(weights: Any) -> list[tuple[float, float]]:
+    """Two sums of each weight that can be trained."""
+    doubles = (weight.double() for weight in weights if weight.requires_grad)
+    return [(weight.sum().item(), weight.square().sum().item()) for weight in doubles]

@@ -1,0 +1,145 @@
+"""The forward passes of PPO, with gradients and without: what the models say of rows, and the gradients of its losses.
+
+Scoring a rollout and learning from it go through the same `forward_policy` and `forward_value`, so that nothing but
+the weights can set them apart.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from kochat_trl.ppo import objective
+from kochat_trl.ppo.logprobs import token_logprobs
+from kochat_trl.ppo.roles import Role, Roles
+from kochat_trl.ppo.rollout import MicroBatch, Rollout, Trajectory
+from kochat_trl.settings.ppo import PPOConfig
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class StepStats(NamedTuple):
+    """Means over the tokens of a mini-batch, as scalars: of a micro-batch, its share in them."""
+
+    policy_loss: Any
+    value_loss: Any
+    clipfrac: Any
+    value_clipfrac: Any
+    approxkl: Any
+    entropy: Any
+    ratio: Any
+
+
+def forward_policy(
+    role: Role, rollout: Rollout, batch: MicroBatch, temperature: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The policy (or the reference), while it is active, on m rows: log-probabilities, entropies, hidden states.
+
+    log-probabilities of the responses are (m, t), 0 under the mask; entropies (n,), one for each of the n tokens;
+    hidden states (m, length, hidden_size).
+    """
+    mask = rollout.mask[batch.rows]
+    hidden = batch.hidden(role)
+    logprobs, entropies = token_logprobs(
+        role.head, batch.states(hidden, mask), rollout.tokens[batch.rows][mask], temperature
+    )
+    return spread(logprobs, mask, dtype), entropies, hidden
+
+
+def forward_value(role: Role, rollout: Rollout, batch: MicroBatch, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values, (m, t), that the value head reads in the hidden states of m rows; 0 where none counts."""
+    mask = rollout.value_mask[batch.rows]
+    return spread(role.head(batch.states(hidden, mask)).squeeze(-1), mask, dtype)
+
+
+def forward_reward(role: Role, batch: MicroBatch) -> Tensor:
+    """The reward model's scores of m rows, (m,)."""
+    with role.active():
+        return role.head(batch.end_states(batch.hidden(role))).squeeze(-1)
+
+
+@torch.no_grad()
+def score_rollout(
+    roles: Roles, rollout: Rollout, batches: Sequence[MicroBatch], temperature: float, dtype: torch.dtype
+) -> Trajectory:
+    """What the four models say of the rows in `batches`; 0 elsewhere."""
+    found = Trajectory.zeros(rollout.mask.shape, rollout.tokens.device, dtype)
+    for batch in batches:
+        rows = batch.rows
+        with roles.policy.active():
+            found.logprobs[rows], _, hidden = forward_policy(roles.policy, rollout, batch, temperature, dtype)
+            if roles.value_reads_policy:
+                found.values[rows] = forward_value(roles.value, rollout, batch, hidden, dtype)
+        with roles.reference.active():
+            found.ref_logprobs[rows] = forward_policy(roles.reference, rollout, batch, temperature, dtype)[0]
+        if not roles.value_reads_policy:
+            with roles.value.active():
+                hidden = batch.hidden(roles.value)
+                found.values[rows] = forward_value(roles.value, rollout, batch, hidden, dtype)
+        found.scores[rows] = forward_reward(roles.reward, batch).to(dtype)
+    return found
+
+
+def add_gradients(
+    roles: Roles,
+    rollout: Rollout,
+    batch: MicroBatch,
+    trajectory: Trajectory,
+    args: PPOConfig,
+    accelerator: Accelerator,
+    tokens: Tensor,
+    states: Tensor,
+) -> tuple[StepStats, Tensor]:
+    """Add a micro-batch's gradients, policy first and then value: no two models' activations are held at once.
+
+    `tokens` and `states` count those of the whole mini-batch, by which the losses are divided. Returns the share in
+    its means, and how far the furthest log-probability is from the rollout's.
+    """
+    rows, dtype = batch.rows, trajectory.logprobs.dtype
+    mask, value_mask = rollout.mask[rows], rollout.value_mask[rows]
+    old_logprobs, old_values = trajectory.logprobs[rows], trajectory.values[rows]
+
+    def value_loss(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        values = forward_value(roles.value, rollout, batch, hidden, dtype)
+        losses, clipped = objective.value_losses(
+            values, old_values, trajectory.returns[rows], value_mask, args.cliprange_value
+        )
+        return losses.sum() / states, clipped.sum() / states
+
+    def backward(loss: Tensor) -> None:
+        scaler = accelerator.scaler  # of fp16
+        (loss if scaler is None else scaler.scale(loss)).backward()
+
+    with roles.policy.active():
+        with accelerator.autocast():
+            logprobs, entropies, hidden = forward_policy(roles.policy, rollout, batch, args.temperature, dtype)
+            losses, clipped = objective.policy_losses(
+                logprobs, old_logprobs, trajectory.advantages[rows], mask, args.cliprange
+            )
+            loss = policy_loss = losses.sum() / tokens
+            if roles.value_reads_policy:
+                vf_loss, vf_clipped = value_loss(hidden)
+                loss = policy_loss + args.vf_coef * vf_loss
+        backward(loss)
+    if not roles.value_reads_policy:
+        with roles.value.active():
+            with accelerator.autocast():
+                vf_loss, vf_clipped = value_loss(batch.hidden(roles.value))
+            backward(args.vf_coef * vf_loss)
+
+    moved = (logprobs - old_logprobs).detach()  # 0 under the mask
+    stats = StepStats(
+        policy_loss.detach(),
+        vf_loss.detach(),
+        clipped.sum() / tokens,
+        vf_clipped,
+        approxkl=0.5 * moved.square().sum() / tokens,
+        entropy=entropies.sum() / tokens,
+        ratio=(moved.exp() * mask).sum() / tokens,
+    )
+    return stats, moved.abs().max()
+
+
+def spread(flat: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers of `flat` in the True of `mask`, in order; 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_scatter(mask, flat.to(dtype))

@@ -1,0 +1,80 @@
+"""Values that a recipe refuses are told when a config is resolved: before anything is loaded, and by `kochat run`."""
+
+from kochat_trl.errors import UserError
+from kochat_trl.settings.checks import OURS
+from kochat_trl.settings.parse import changed_setting, resolve_arguments
+
+import pytest
+import yaml
+
+PPO = "train_files: [a]\nsft_model_path: a\nreward_model_path: b\noutput_dir: c\n"
+OTHER = "train_files: [a]\nmodel_name_or_path: a\noutput_dir: c\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("save_strategy: epoch", "save_strategy: expected no or steps"),
+        ("eval_strategy: steps", "PPO has no evaluation"),
+        ("load_best_model_at_end: true", "PPO has no evaluation"),
+        ("per_device_train_batch_size: 4\nnum_mini_batches: 3", "a rollout of 4 .* doesn't divide into 3 mini-batches"),
+        ("missing_eos_penalty: 1.0", "missing_eos_penalty: no response can end itself"),
+        ("stop_token: eos\nstop_token_id: 1", "stop_token and stop_token_id are both set"),
+        ("temperature: 0", "temperature: found 0.0, expected above 0"),
+        ("kl_target: 0", "kl_target: found 0.0, expected nats above 0"),
+        ("total_episodes: 0", "total_episodes: found 0, expected 1 or more"),
+        ("engine: trl\nresume_from_checkpoint: a", "TRL's PPOTrainer can't resume"),
+        ("engine: trl\nkl_estimator: k2", "TRL's PPOTrainer has k1 and k3"),
+    ],
+)
+def test_ppos_mistakes_are_told_when_its_config_is_read(write, lines, message):
+    resolve_arguments("ppo", write("ppo.yaml", PPO), [])
+    with pytest.raises(UserError, match=f"ppo.yaml: .*{message}"):
+        resolve_arguments("ppo", write("ppo.yaml", PPO + lines), [])
+
+
+VALUES = {
+    "value_model": "shared",
+    "kl_target": 6,
+    "kl_horizon": 2000,
+    "normalize_scores": True,
+    "score_clip": 3,
+    "score_after_eos": True,
+    "kl_limit": 50,
+    "guard_updates": 5,
+}
+
+
+@pytest.mark.parametrize("key", OURS)
+def test_keys_that_trls_engine_would_ignore_are_refused(write, key):
+    text = PPO + yaml.safe_dump({key: VALUES[key]})
+    resolve_arguments("ppo", write("ppo.yaml", text), [])
+    with pytest.raises(UserError, match=f"{key}: TRL's PPOTrainer has nothing like it"):
+        resolve_arguments("ppo", write("ppo.yaml", text), ["--engine", "trl"])
+
+
+@pytest.mark.parametrize("line", ["pairs: adjacent", "rank_margins: true", "center_rewards_coefficient: 0.1"])
+def test_keys_that_mean_nothing_to_the_listwise_loss(write, line):
+    resolve_arguments("reward", write("reward.yaml", OTHER + line), [])
+    with pytest.raises(UserError, match=f"{line.split(':')[0]}: has no meaning for `loss: listwise`"):
+        resolve_arguments("reward", write("reward.yaml", OTHER + line), ["--loss", "listwise"])
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_an_evaluation_needs_files(write, stage):
+    path = write("run.yaml", OTHER + "eval_strategy: epoch\n")
+    with pytest.raises(UserError, match="eval_strategy: found epoch, and there are no eval_files"):
+        resolve_arguments(stage, path, [])
+    assert resolve_arguments(stage, path, ["--eval_files", "b"])["eval_strategy"] == "epoch"
+
+
+def test_settings_that_differ(write):
+    path = write("run.yaml", OTHER)
+    then = yaml.safe_load(yaml.safe_dump(resolve_arguments("sft", path, [])))
+    assert changed_setting(then, resolve_arguments("sft", path, []), set()) is None
+    other = resolve_arguments("sft", path, ["--learning_rate", "0.5", "--save_steps", "7", "--output_dir", "elsewhere"])
+    assert changed_setting(then, other, set()) == "learning_rate"
+    # What the hardware chose may differ; what the config says may not.
+    on_gpu = then | {"bf16": True, "dtype": "bfloat16", "use_cpu": False}
+    assert changed_setting(on_gpu, then, set()) is None
+    assert changed_setting(on_gpu, then, {"dtype"}) == "dtype"

@@ -1,0 +1,75 @@
+"""What can't be written is told, and what is replaced is replaced whole."""
+
+import os
+from pathlib import Path
+
+from kochat_trl.errors import UserError
+from kochat_trl.files import full_disk_told, last_checkpoint, new_file, replace_file
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+FULL = Path("/dev/full")  # takes a write as a full disk does
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full to write to")
+
+
+def write_text(path: Path) -> None:
+    path.write_text("가" * 100_000, encoding="utf-8")
+
+
+def write_torch(path: Path) -> None:
+    torch.save({"a": torch.zeros(1_000_000)}, path)
+
+
+def write_safetensors(path: Path) -> None:
+    """It renames what it has written, so it is no use on /dev/full; the words are those it has on a full tmpfs."""
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@needs_full
+@pytest.mark.parametrize("write", [write_text, write_torch, write_safetensors])
+def test_a_full_disk_is_told_with_the_folder(tmp_path, write):
+    (tmp_path / "file").symlink_to(FULL)
+    with (
+        pytest.raises(UserError, match=rf"{tmp_path}: the disk is full .*What was saved before is whole"),
+        full_disk_told(tmp_path),
+    ):
+        write(tmp_path / "file")
+    for step, whole in ((2, True), (9, False), (10, True)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}/trainer_state.json").touch()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    with (
+        pytest.raises(UserError, match=r"--resume_from_checkpoint \S*/checkpoint-10 then goes on"),
+        full_disk_told(tmp_path),
+    ):
+        write(tmp_path / "file")
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match="of another kind"), full_disk_told(tmp_path):
+        raise RuntimeError("of another kind")
+    with pytest.raises(FileNotFoundError), full_disk_told(tmp_path):
+        (tmp_path / "not there").read_text()
+
+
+@needs_full
+def test_a_new_file_on_a_full_disk_leaves_nothing(tmp_path):
+    (tmp_path / f".a.{os.getpid()}.partial").symlink_to(FULL)
+    with pytest.raises(UserError, match="can't be written"), new_file(tmp_path / "a"):  # the name is taken
+        pass
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    replace_file(path, "old")
+    replace_file(path, "새것")
+    assert path.read_text(encoding="utf-8") == "새것"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    monkeypatch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(path, "third")
+    assert path.read_text(encoding="utf-8") == "새것"

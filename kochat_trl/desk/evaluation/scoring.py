@@ -7,7 +7,16 @@ from typing import Any, Literal
 
 from kochat_trl.data.parsing import read_parsed
 from kochat_trl.data.rankings import RankingOrder
-from kochat_trl.data.records import BrokenRecordsError, Dialogue, Ranking, RawRecord, Source, kind_of, parse
+from kochat_trl.data.records import (
+    BrokenRecordsError,
+    Dialogue,
+    Ranking,
+    RawRecord,
+    RecordError,
+    Source,
+    kind_of,
+    parse,
+)
 from kochat_trl.desk.evaluation.metrics import ScoredAnswer, ScoredRanking
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import base_of_adapter, is_adapter, load_config, positions_of
@@ -110,7 +119,8 @@ def _encode(
         row.get("messages") or conversation(row["prompt"], row["completion"]) for _, rows in groups for row in rows
     ]
     encoded = iter(encode_dialogues(load_tokenizer(path), dialogues))
-    found, refused = [], []
+    found: list[list[Text]] = []
+    refused: list[RecordError] = []
     for source, rows in groups:
         all_ids, all_labels = zip(*(next(encoded) for _ in rows), strict=True)
         fit = fitting(all_ids, limit, overlong == "truncate")

@@ -19,7 +19,7 @@ from typing import Any
 
 from kochat_trl.errors import UserError
 from kochat_trl.files import set_aside
-from kochat_trl.settings.parse import folder_of, read_config, resolve_arguments
+from kochat_trl.settings.parse import changed_setting, folder_of, read_config, resolve_arguments
 
 import torch
 import yaml
@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 ROOT = Path(__file__).parents[3]
-RECIPES = ("sft", "reward", "ppo")
+RECIPES: tuple[Any, ...] = ("sft", "reward", "ppo")
 NEEDS: dict[str, tuple[str, ...]] = {
     "sft": (),
     "reward": (),
@@ -112,7 +112,8 @@ def make_plan(
         values[stage] |= {"output_dir": str(outputs[stage])} | ({} if seed is None else {"seed": seed})
         changed = {key: value for key, value in values[stage].items() if value != given.get(key)}
         flags[stage] = [word for key, value in changed.items() for word in (f"--{key}", str(value))]
-        resolved[stage] = _resolve(config, stage, flags[stage])  # a mistake in PPO's config is told before SFT runs
+        # A mistake in PPO's config is told before SFT runs.
+        resolved[stage] = resolve_arguments(stage, str(config), flags[stage])
     ppo = outputs["ppo"]
     beside = "" if ppo.name == "ppo" else f"{ppo.name}-"
     if of_folder["reward"].get("eval_files"):
@@ -230,26 +231,14 @@ def _last_checkpoint(output: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name[11:]), default=None)
 
 
-def _resolve(config: Path, stage: Any, flags: list[str]) -> dict[str, Any]:
-    """Every value that the recipe of a stage would run with, as it writes them to resolved.yaml."""
-    return yaml.safe_load(yaml.safe_dump(resolve_arguments(stage, str(config), flags)))
-
-
-# Chosen by the hardware where the config doesn't set them; and what changes nothing that is computed.
-CHOSEN = {"bf16", "dtype", "fp16", "use_cpu"}
-NO_MATTER = {"disable_tqdm", "logging_steps", "logging_strategy", "overwrite_output_dir", "report_to", "run_name"}
-NO_MATTER |= {"resume_from_checkpoint", "save_steps", "save_strategy", "save_total_limit"}
-
-
 def _check_settings(stage: str, output: Path, now: dict[str, Any], given: set[str]) -> None:
     """Raise `UserError` if the finished stage in `output` was run with other values than those in force `now`."""
     then = yaml.safe_load((output / "resolved.yaml").read_text(encoding="utf-8"))
-    for key in sorted((now.keys() & then.keys()) - NO_MATTER - (CHOSEN - given)):
-        if then[key] != now[key]:
-            raise UserError(
-                f"{output}: {stage} was run with {key}: {then[key]}, and its config says {now[key]}. To run it again, "
-                f"rename that folder; for a single run --from {stage} does it"
-            )
+    if key := changed_setting(then, now, given):
+        raise UserError(
+            f"{output}: {stage} was run with {key}: {then[key]}, and its config says {now[key]}. To run it again, "
+            f"rename that folder; for a single run --from {stage} does it"
+        )
 
 
 def print_plan(steps: Sequence[Step], console: Console) -> None:

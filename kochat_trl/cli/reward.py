@@ -1,6 +1,7 @@
 """`kochat reward`: evaluate a reward model, and score answers with it."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from kochat_trl.cli import options as opt
@@ -10,6 +11,17 @@ from kochat_trl.errors import UserError
 from kochat_trl.files import refuse_existing
 
 MODEL = flag("model", "adapter with its head, or merged: folder or Hub name", "MODEL")
+FITTING = (
+    opt.choice(
+        "--overlong",
+        "texts of more than --max-length tokens: refuse them (default), or cut their ends or leave them out, and "
+        "list them",
+        "error",
+        "truncate",
+        "drop",
+    ),
+    flag("--max-length", "tokens of a text, with the template (default: the model's positions)", "N", type=int),
+)
 
 
 @command(
@@ -19,6 +31,7 @@ MODEL = flag("model", "adapter with its head, or merged: folder or Hub name", "M
     flag("files", "rankings or pairs that it was not trained on", "FILE", nargs="+"),
     opt.RANKING_ORDER,
     flag("--output", "for the two files (default: MODEL/evaluation)", "DIR"),
+    *FITTING,
     *opt.BATCHES,
     flag("--compare-quantized", "score in int8 and nf4 too, and compare with float32", action="store_true"),
 )
@@ -31,7 +44,7 @@ def evaluate_reward(args: argparse.Namespace) -> None:
     model is as often right as it is sure.
     """
     from kochat_trl.desk.evaluation.metrics import agreement, evaluate
-    from kochat_trl.desk.evaluation.scoring import read_rankings, score_rankings
+    from kochat_trl.desk.evaluation.scoring import read_rankings, score_rankings, texts_of_rankings
     from kochat_trl.desk.evaluation.view import output_files, print_evaluation, write_evaluation
     from kochat_trl.reward.score import LOADING
 
@@ -39,8 +52,9 @@ def evaluate_reward(args: argparse.Namespace) -> None:
         raise UserError(f"{args.model} is not a local folder: say with --output where to write")
     folder = args.output or Path(args.model) / "evaluation"
     output_files(folder)
-    rankings, invalid = read_rankings(args.files, args.ranking_order, args.invalid_records == "skip")
-    opt.list_records(invalid)
+    records, report = read_rankings(args.files, args.ranking_order, args.invalid_records == "skip")
+    rankings = texts_of_rankings(args.model, records, report, args.overlong, args.max_length)
+    print(report, end="", file=sys.stderr)
     loadings = dict.fromkeys([args.loading, *(LOADING if args.compare_quantized else [])])
     scored = {name: score_rankings(args.model, rankings, name, args.batch_size) for name in loadings}
     exact = scored.get("float32") if args.compare_quantized else None
@@ -48,7 +62,8 @@ def evaluate_reward(args: argparse.Namespace) -> None:
     evaluation = evaluate(scored[args.loading])
     print_evaluation(evaluation, quantized, console())
     facts = {"model": args.model, "files": args.files, "ranking_order": args.ranking_order}
-    facts |= {"loading": args.loading, "records_left_out": len(invalid)}
+    facts |= {"overlong": args.overlong, "max_length": args.max_length, "loading": args.loading}
+    facts |= {"records_left_out": len(report.left_out), "records_in_part": len(report.in_part)}
     write_evaluation(folder, evaluation, quantized, facts)
     print(f"Written to {folder}: evaluation.json and reliability.png.")
 
@@ -60,6 +75,7 @@ def evaluate_reward(args: argparse.Namespace) -> None:
     flag("file", "prompts with answers, dialogues, rankings or pairs", "FILE"),
     opt.NEW_JSONL,
     opt.RANKING_ORDER,
+    *FITTING,
     *opt.BATCHES,
 )
 def score_file(args: argparse.Namespace) -> None:
@@ -68,11 +84,12 @@ def score_file(args: argparse.Namespace) -> None:
     An answer of a ranking has its rank too, 0 for the best, null if it has none. A dialogue of several exchanges has
     messages, and the score of the whole.
     """
-    from kochat_trl.desk.evaluation.scoring import read_scorable, score_records
+    from kochat_trl.desk.evaluation.scoring import read_scorable, score_texts, texts_of_records
 
     refuse_existing(args.output)
-    records, invalid = read_scorable(args.file, args.ranking_order, args.invalid_records == "skip")
-    opt.list_records(invalid)
-    rows = score_records(args.model, records, args.loading, args.batch_size)
+    records, report = read_scorable(args.file, args.ranking_order, args.invalid_records == "skip")
+    texts = texts_of_records(args.model, records, report, args.overlong, args.max_length)
+    print(report, end="", file=sys.stderr)
+    rows = score_texts(args.model, texts, args.loading, args.batch_size)
     written = write_records(args.output, "lines", rows)
     print(f"{written} scores, written to {args.output}.")

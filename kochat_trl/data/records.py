@@ -63,7 +63,7 @@ class BrokenRecordsError(UserError):
             "out and list them: `invalid_records: skip` in a config, `--invalid-records skip` in a command"
         )
         if any(error.fault == "overlong" for error in errors):
-            remedy += ", for the long ones `overlong: drop` (or `truncate`)"
+            remedy += ", for the long ones `overlong: drop` (or `truncate`), `--overlong drop`"
         super().__init__(f"{len(errors)} of {total} records can't be used:\n{summarize(errors)}\n{remedy}.")
 
 

@@ -25,6 +25,7 @@ from kochat_trl.data.records import (
     Ranking,
     Record,
     RecordError,
+    Source,
     parse,
     summarize,
 )
@@ -148,19 +149,14 @@ def build_dataset(
     dataset = _tokenize(records, stage, tokenizer, max_length, options.overlong)
     usable = list(dataset["usable"])
     overlong = [
-        (
-            i,
-            RecordError(
-                parsed[i][0], "(whole record)", Described(f"{n} tokens"), f"at most {max_length} tokens", "overlong"
-            ),
-        )
+        (i, too_long(parsed[i][0], n, max_length))
         for i, n in enumerate(dataset["tokens"])
         if max_length is not None and n > max_length
     ]
     if overlong and options.overlong == "error":
-        raise BrokenRecordsError([too_long for _, too_long in overlong], len(records))
-    for i, too_long in overlong:
-        (report.in_part if usable[i] else report.left_out).append(too_long)
+        raise BrokenRecordsError([error for _, error in overlong], len(records))
+    for i, error in overlong:
+        (report.in_part if usable[i] else report.left_out).append(error)
     if report.left_out:
         logger.warning("%d records were left out:\n%s", len(report.left_out), summarize(report.left_out))
     if report.in_part:
@@ -215,20 +211,32 @@ def _ranking_rows(
     turns = [conversation(r.prompt, text) for r, answers in zip(batch, ranked, strict=True) for _, text in answers]
     encoded = iter(encode_dialogues(tokenizer, turns))
     for answers in ranked:
-        completions = [(rank, next(encoded)[0]) for rank, _ in answers]
-        tokens = max(len(ids) for _, ids in completions)
-        if cut and tokens > limit:  # what a cut has made equal is kept once, with the best rank
-            alike = {tuple(ids[:limit]): rank for rank, ids in reversed(completions)}
-            completions = [(rank, list(ids)) for ids, rank in reversed(alike.items())]
-        kept = [(rank, ids) for rank, ids in completions if len(ids) <= limit]
-        ranks = sorted({rank for rank, _ in kept})
+        completions = [next(encoded)[0] for _ in answers]
+        kept = fitting(completions, limit, cut)
+        ranks = sorted({answers[place][0] for place in kept})
         yield {
-            "completion_ids": [ids for _, ids in kept],
-            "ranks": [ranks.index(rank) for rank, _ in kept],
-            "length": max((len(ids) for _, ids in kept), default=0),
-            "tokens": tokens,
+            "completion_ids": [*kept.values()],
+            "ranks": [ranks.index(answers[place][0]) for place in kept],
+            "length": max(map(len, kept.values()), default=0),
+            "tokens": max(map(len, completions)),
             "usable": len(ranks) > 1,
         }
+
+
+def fitting(completions: Sequence[list[int]], limit: int, cut: bool) -> dict[int, list[int]]:
+    """The ids of a ranking's completions, best first, of which a limit of tokens leaves something, by their places.
+
+    With `cut`, what that has made equal is kept once, with the best rank.
+    """
+    if cut and max(map(len, completions)) > limit:
+        alike = {tuple(ids[:limit]): place for place, ids in reversed([*enumerate(completions)])}
+        return {place: list(ids) for ids, place in reversed(alike.items())}
+    return {place: ids for place, ids in enumerate(completions) if len(ids) <= limit}
+
+
+def too_long(source: Source, tokens: int, limit: int) -> RecordError:
+    """The error of a record that has more tokens than may be."""
+    return RecordError(source, "(whole record)", Described(f"{tokens} tokens"), f"at most {limit} tokens", "overlong")
 
 
 def _prompt_rows(

@@ -1,82 +1,95 @@
 """Files of rankings and answers → the scores that a reward model gives them."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from kochat_trl.data.parsing import read_parsed
 from kochat_trl.data.rankings import RankingOrder
-from kochat_trl.data.records import Dialogue, Ranking, RecordError, kind_of, parse
+from kochat_trl.data.records import (
+    BrokenRecordsError,
+    Dialogue,
+    Ranking,
+    RawRecord,
+    RecordError,
+    Source,
+    kind_of,
+    parse,
+)
 from kochat_trl.desk.evaluation.metrics import ScoredAnswer, ScoredRanking
 from kochat_trl.errors import UserError
+from kochat_trl.models.loading import base_of_adapter, is_adapter, load_config, positions_of
 from kochat_trl.models.tokenizer import load_tokenizer
-from kochat_trl.reward.score import Loading, load_scorer, score_dialogues, score_ids
+from kochat_trl.reward.score import Loading, load_scorer, score_ids
 from kochat_trl.rows.encode import IGNORED, conversation, encode_dialogues
+from kochat_trl.rows.rows import DataReport, fitting, too_long
+
+Overlong = Literal["error", "truncate", "drop"]
+Records = list[tuple[Source, Any]]
 
 
-def read_files(
-    files: Sequence[str], read: Callable[[Any], Any], skip_invalid: bool
-) -> tuple[list[Any], list[RecordError]]:
-    """The records of `files` as `read` makes them of raw ones, and the errors of those that it can't.
+@dataclass(frozen=True)
+class Text:
+    """An answer as it is scored: its `ids` with the prompt's, of which `tokens` are its own; `row` is what it is."""
 
-    Raises `BrokenRecordsError` if there are errors, unless `skip_invalid`; `UserError` if no record is left.
-    """
-    invalid: list[RecordError] = []
-    records = [record for _, record in read_parsed(files, read, invalid, skip_invalid)]
-    if not records:
-        raise UserError(f"there is nothing to score in {', '.join(files)}")
-    return records, invalid
+    row: dict[str, Any]  # prompt, completion, and of a ranking rank; or messages
+    ids: list[int]
+    tokens: int
 
 
 def read_rankings(
     files: Sequence[str], order: RankingOrder = "best_first", skip_invalid: bool = False
-) -> tuple[list[Ranking], list[RecordError]]:
-    """The rankings and pairs of `files`, and the records that are none. Raises as `read_files` does."""
-    return read_files(files, lambda raw: parse(raw, "preference", order), skip_invalid)
+) -> tuple[Records, DataReport]:
+    """The rankings and pairs of `files`, and the records that are none. Raises as `_read` does."""
+    return _read(files, lambda raw: parse(raw, "preference", order), skip_invalid)
 
 
 def read_scorable(
     file: str, order: RankingOrder = "best_first", skip_invalid: bool = False
-) -> tuple[list[Dialogue | Ranking], list[RecordError]]:
-    """The dialogues and rankings of `file`, and the records that are neither. Raises as `read_files` does."""
+) -> tuple[Records, DataReport]:
+    """The dialogues and rankings of `file`, and the records that are neither. Raises as `_read` does."""
 
-    def read(raw: Any) -> Any:
+    def read(raw: RawRecord) -> Any:
         return parse(raw, "preference" if kind_of(raw) == "preference" else "sft", order)
 
-    return read_files([file], read, skip_invalid)
+    return _read([file], read, skip_invalid)
 
 
-def score_rankings(
-    path: str, rankings: Sequence[Ranking], loading: Loading = "float32", batch_size: int = 64
-) -> list[ScoredRanking]:
-    """The ranked answers with their scores by the reward model `path`; each one is scored once, wherever it stands.
+def _read(files: Sequence[str], read: Callable[[RawRecord], Any], skip_invalid: bool) -> tuple[Records, DataReport]:
+    """Raises `BrokenRecordsError` if `read` can't read some, unless `skip_invalid`; `UserError` if none is left."""
+    report = DataReport()
+    records = list(read_parsed(files, read, report.left_out, skip_invalid))
+    if not records:
+        raise UserError(f"there is nothing to score in {', '.join(files)}")
+    return records, report
 
-    Raises as `load_reward_model` and `score_ids` do.
+
+def texts_of_rankings(
+    path: str, rankings: Records, report: DataReport, overlong: Overlong = "error", max_length: int | None = None
+) -> list[list[Text]]:
+    """The ranked answers of each ranking, as the reward model `path` takes them; ranks count from 0 without gaps.
+
+    One of more than `max_length` tokens, or than the model has positions, is refused, cut as reward training cuts, or
+    left out, and added to the `report`; so is a ranking with fewer than two ranks then.
     """
-    tokenizer = load_tokenizer(path)
-    ranked = [[(r.prompt, r.completions[i], rank) for rank, tier in enumerate(r.tiers) for i in tier] for r in rankings]
-    texts = list(dict.fromkeys((prompt, text) for answers in ranked for prompt, text, _ in answers))
-    encoded = encode_dialogues(tokenizer, [conversation(*text) for text in texts])
-    scores = score_ids(load_scorer(path, loading, tokenizer), tokenizer, [ids for ids, _ in encoded], batch_size)
-    tokens = (sum(label != IGNORED for label in labels) for _, labels in encoded)
-    known = dict(zip(texts, zip(tokens, scores, strict=True), strict=True))
-    return [(a[0][0], [ScoredAnswer(text, rank, *known[prompt, text]) for prompt, text, rank in a]) for a in ranked]
+    groups = [(source, [row for row in _rows(ranking) if row["rank"] is not None]) for source, ranking in rankings]
+    for _, rows in groups:
+        rows.sort(key=lambda row: row["rank"])
+    found = _encode(path, groups, 2, report, overlong, max_length)
+    for texts in found:
+        ranks = sorted({text.row["rank"] for text in texts})
+        for text in texts:
+            text.row["rank"] = ranks.index(text.row["rank"])
+    return found
 
 
-def score_records(
-    path: str, records: Sequence[Dialogue | Ranking], loading: Loading = "float32", batch_size: int = 64
-) -> Iterator[dict[str, Any]]:
-    """A row for each answer: `prompt`, `completion`, and `score`, which the reward model `path` gives it.
-
-    An answer of a ranking has its `rank`, 0 for the best, None if it has none. A dialogue of several exchanges has
-    `messages` for the first two.
-    """
-    rows = [row for record in records for row in _rows(record)]
-    tokenizer = load_tokenizer(path)
-    dialogues = [row.get("messages") or conversation(row["prompt"], row["completion"]) for row in rows]
-    scores = score_dialogues(load_scorer(path, loading, tokenizer), tokenizer, dialogues, batch_size)
-    for row, score in zip(rows, scores, strict=True):
-        rank = {"rank": row.pop("rank")} if "rank" in row else {}
-        yield row | {"score": round(score, 6)} | rank
+def texts_of_records(
+    path: str, records: Records, report: DataReport, overlong: Overlong = "error", max_length: int | None = None
+) -> list[Text]:
+    """Every answer of dialogues and rankings, as `texts_of_rankings` has them, each fitted by itself."""
+    groups = [(source, [row]) for source, record in records for row in _rows(record)]
+    return [text for texts in _encode(path, groups, 1, report, overlong, max_length) for text in texts]
 
 
 def _rows(record: Dialogue | Ranking) -> Iterator[dict[str, Any]]:
@@ -89,3 +102,74 @@ def _rows(record: Dialogue | Ranking) -> Iterator[dict[str, Any]]:
         yield {"prompt": prompt, "completion": completion}
     else:
         yield {"messages": record.messages}
+
+
+def _encode(
+    path: str,
+    groups: Sequence[tuple[Source, list[dict[str, Any]]]],
+    least: int,
+    report: DataReport,
+    overlong: Overlong,
+    max_length: int | None,
+) -> list[list[Text]]:
+    """The texts of each group of rows, best first, that has at least so many ranks when it fits."""
+    base, revision = base_of_adapter(path) if is_adapter(path) else (path, "main")
+    limit = min(positions_of(load_config(base, revision)) or sys.maxsize, max_length or sys.maxsize)
+    dialogues = [
+        row.get("messages") or conversation(row["prompt"], row["completion"]) for _, rows in groups for row in rows
+    ]
+    encoded = iter(encode_dialogues(load_tokenizer(path), dialogues))
+    found: list[list[Text]] = []
+    refused: list[RecordError] = []
+    for source, rows in groups:
+        all_ids, all_labels = zip(*(next(encoded) for _ in rows), strict=True)
+        fit = fitting(all_ids, limit, overlong == "truncate")
+        texts = [Text(rows[i], ids, sum(x != IGNORED for x in all_labels[i][: len(ids)])) for i, ids in fit.items()]
+        usable = len({text.row.get("rank") for text in texts}) >= least and all(text.tokens for text in texts)
+        found += [texts] if usable else []
+        if (longest := max(map(len, all_ids))) > limit:
+            error = too_long(source, longest, limit)
+            (refused if overlong == "error" else report.in_part if usable else report.left_out).append(error)
+    if refused:
+        raise BrokenRecordsError(refused, len(groups))
+    if not found:
+        raise UserError(f"no text fits {limit} tokens")
+    return found
+
+
+def score_rankings(
+    path: str, rankings: Sequence[Sequence[Text]], loading: Loading = "float32", batch_size: int = 64
+) -> list[ScoredRanking]:
+    """The ranked answers with their scores by the reward model `path`; each one is scored once, wherever it stands.
+
+    Raises as `load_reward_model` and `score_ids` do.
+    """
+    scores = iter(_score(path, [text for texts in rankings for text in texts], loading, batch_size))
+    return [
+        (
+            texts[0].row["prompt"],
+            [ScoredAnswer(text.row["completion"], text.row["rank"], text.tokens, next(scores)) for text in texts],
+        )
+        for texts in rankings
+    ]
+
+
+def score_texts(
+    path: str, texts: Sequence[Text], loading: Loading = "float32", batch_size: int = 64
+) -> Iterator[dict[str, Any]]:
+    """A row for each answer: `prompt`, `completion`, and `score`, which the reward model `path` gives it.
+
+    An answer of a ranking has its `rank`, 0 for the best, None if it has none. A dialogue of several exchanges has
+    `messages` for the first two.
+    """
+    for text, score in zip(texts, _score(path, texts, loading, batch_size), strict=True):
+        rank = {"rank": text.row["rank"]} if "rank" in text.row else {}
+        yield {key: text.row[key] for key in text.row if key != "rank"} | {"score": round(score, 6)} | rank
+
+
+def _score(path: str, texts: Sequence[Text], loading: Loading, batch_size: int) -> list[float]:
+    tokenizer = load_tokenizer(path)
+    once = list(dict.fromkeys(tuple(text.ids) for text in texts))
+    scores = score_ids(load_scorer(path, loading, tokenizer), tokenizer, [[*ids] for ids in once], batch_size)
+    known = dict(zip(once, scores, strict=True))
+    return [known[tuple(text.ids)] for text in texts]

@@ -87,10 +87,11 @@ def write_evaluation(
     against = {loading: asdict(a) for loading, a in quantized.items()}
     image = io.BytesIO()
     plot_reliability(evaluation.calibration).savefig(image, format="png", dpi=150)
-    with new_file(json_file) as stream:
-        stream.write(to_json(facts | asdict(evaluation) | {"against_float32": against}, indent=2) + "\n")
+    png_file.parent.mkdir(parents=True, exist_ok=True)
     with png_file.open("xb") as file:
         file.write(image.getvalue())
+    with new_file(json_file) as stream:  # last: it says that the evaluation is finished
+        stream.write(to_json(facts | asdict(evaluation) | {"against_float32": against}, indent=2) + "\n")
 
 
 def plot_reliability(calibration: Calibration) -> Any:

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.files import set_aside
+from kochat_trl.files import new_file, set_aside
 
 from jinja2 import Template
 
@@ -32,9 +32,11 @@ def write_report(report: dict[str, Any], folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("report.json", "report.html"):
         set_aside(folder / name)
-    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     page = folder / "report.html"
-    page.write_text(render_page(report), encoding="utf-8")
+    texts = {"report.json": json.dumps(report, ensure_ascii=False, indent=2) + "\n", page.name: render_page(report)}
+    for name, text in texts.items():  # the page last: it says that the report is finished
+        with new_file(folder / name) as stream:
+            stream.write(text)
     return page
 
 

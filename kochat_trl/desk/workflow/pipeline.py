@@ -19,7 +19,7 @@ from typing import Any
 
 from kochat_trl.errors import UserError
 from kochat_trl.files import set_aside
-from kochat_trl.settings.parse import folder_of, read_config, resolve_arguments
+from kochat_trl.settings.parse import changed_setting, folder_of, read_config, resolve_arguments
 
 import torch
 import yaml
@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 ROOT = Path(__file__).parents[3]
-RECIPES = ("sft", "reward", "ppo")
+RECIPES: tuple[Any, ...] = ("sft", "reward", "ppo")
 NEEDS: dict[str, tuple[str, ...]] = {
     "sft": (),
     "reward": (),
@@ -112,7 +112,8 @@ def make_plan(
         values[stage] |= {"output_dir": str(outputs[stage])} | ({} if seed is None else {"seed": seed})
         changed = {key: value for key, value in values[stage].items() if value != given.get(key)}
         flags[stage] = [word for key, value in changed.items() for word in (f"--{key}", str(value))]
-        resolved[stage] = _resolve(config, stage, flags[stage])  # a mistake in PPO's config is told before SFT runs
+        # A mistake in PPO's config is told before SFT runs.
+        resolved[stage] = resolve_arguments(stage, str(config), flags[stage])
     ppo = outputs["ppo"]
     beside = "" if ppo.name == "ppo" else f"{ppo.name}-"
     if of_folder["reward"].get("eval_files"):
@@ -153,8 +154,9 @@ def make_plan(
         if stage == "evaluate":
             truth = of_folder["reward"]  # what all experiments are measured by
             command = [*_KOCHAT, "reward", "eval", str(outputs["reward"]), *truth["eval_files"]]
-            command += ["--ranking-order", truth.get("ranking_order", "best_first")]
-            command += ["--invalid-records", truth.get("invalid_records", "error")]
+            for key, default in EVALUATED.items():
+                if (value := truth.get(key, default)) is not None:
+                    command += [f"--{key.replace('_', '-')}", str(value)]
         elif stage == "merge":
             command = [sys.executable, _of_project("scripts/merge_lora.py")]
             command += ["--adapter", str(ppo), "--output", str(output)]
@@ -184,6 +186,8 @@ def make_plans(configs: Sequence[str], seeds: Sequence[int], launcher: str | Non
 
 
 _KOCHAT = [sys.executable, "-m", "kochat_trl.cli.main"]
+# What the evaluation of a reward model takes from its config, and the defaults.
+EVALUATED = {"ranking_order": "best_first", "invalid_records": "error", "overlong": "error", "max_length": None}
 
 
 def _values(config: Path, stage: Any) -> dict[str, Any]:
@@ -196,8 +200,9 @@ def _values(config: Path, stage: Any) -> dict[str, Any]:
 def _is_of(evaluation: Path, reward: dict[str, Any]) -> bool:
     """Whether an evaluation was made on the rankings, and in the reading, that a reward model's config names."""
     facts = json.loads(evaluation.read_text(encoding="utf-8"))
-    wanted = {"files": reward["eval_files"], "ranking_order": reward.get("ranking_order", "best_first")}
-    return {key: facts.get(key) for key in wanted} == wanted
+    keys = {"ranking_order", "overlong"} | ({"max_length"} if reward.get("overlong", "error") != "error" else set())
+    same = all(facts.get(key, EVALUATED[key]) == reward.get(key, EVALUATED[key]) for key in keys)
+    return same and facts.get("files") == reward["eval_files"]
 
 
 def _finished(output: Path, stage: str) -> float:
@@ -226,26 +231,14 @@ def _last_checkpoint(output: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name[11:]), default=None)
 
 
-def _resolve(config: Path, stage: Any, flags: list[str]) -> dict[str, Any]:
-    """Every value that the recipe of a stage would run with, as it writes them to resolved.yaml."""
-    return yaml.safe_load(yaml.safe_dump(resolve_arguments(stage, str(config), flags)))
-
-
-# Chosen by the hardware where the config doesn't set them; and what changes nothing that is computed.
-CHOSEN = {"bf16", "dtype", "fp16", "use_cpu"}
-NO_MATTER = {"disable_tqdm", "logging_steps", "logging_strategy", "overwrite_output_dir", "report_to", "run_name"}
-NO_MATTER |= {"resume_from_checkpoint", "save_steps", "save_strategy", "save_total_limit"}
-
-
 def _check_settings(stage: str, output: Path, now: dict[str, Any], given: set[str]) -> None:
     """Raise `UserError` if the finished stage in `output` was run with other values than those in force `now`."""
     then = yaml.safe_load((output / "resolved.yaml").read_text(encoding="utf-8"))
-    for key in sorted((now.keys() & then.keys()) - NO_MATTER - (CHOSEN - given)):
-        if then[key] != now[key]:
-            raise UserError(
-                f"{output}: {stage} was run with {key}: {then[key]}, and its config says {now[key]}. To run it again, "
-                f"rename that folder; for a single run --from {stage} does it"
-            )
+    if key := changed_setting(then, now, given):
+        raise UserError(
+            f"{output}: {stage} was run with {key}: {then[key]}, and its config says {now[key]}. To run it again, "
+            f"rename that folder; for a single run --from {stage} does it"
+        )
 
 
 def print_plan(steps: Sequence[Step], console: Console) -> None:

@@ -4,14 +4,15 @@ import io
 import json
 import math
 import random
+import shutil
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from types import SimpleNamespace
 
-from kochat_trl.data.records import Ranking
-from kochat_trl.desk.evaluation import scoring
+from kochat_trl.data.records import Ranking, Source
+from kochat_trl.desk.evaluation import scoring, view
 from kochat_trl.desk.evaluation.metrics import (
     BASELINES,
     Agreement,
@@ -29,15 +30,17 @@ from kochat_trl.desk.evaluation.metrics import (
     scored_pairs,
     wins,
 )
-from kochat_trl.desk.evaluation.scoring import score_rankings
+from kochat_trl.desk.evaluation.scoring import read_rankings, score_rankings, texts_of_rankings
 from kochat_trl.desk.evaluation.view import print_evaluation
 from kochat_trl.errors import UserError
+from kochat_trl.files import new_file
 from kochat_trl.models.loading import load_reward_model
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.score import load_scorer, score_dialogues, score_ids
-from kochat_trl.rows.encode import conversation, encode_dialogue
+from kochat_trl.rows.encode import conversation, encode_dialogue, encode_prompt
+from kochat_trl.rows.rows import DataReport, build_dataset
 from kochat_trl.runs.merge import merge_adapter
-from kochat_trl.settings.keys import ModelArguments
+from kochat_trl.settings.keys import DataArguments, ModelArguments
 from kochat_trl.statistics import effective_size, wilson_interval
 from tests.tiny import PAIRS
 
@@ -139,7 +142,8 @@ def test_an_answer_is_scored_once_and_an_unranked_one_not_at_all(tiny_reward, mo
 
     monkeypatch.setattr(scoring, "score_ids", length)
     rankings = [Ranking("가", ("나", "다", "라"), ((2,), (0,))), Ranking("가", ("다 라", "라"), ((0,), (1,)))]
-    scored = score_rankings(tiny_reward, rankings)
+    records = [(Source("a.jsonl", i, None), ranking) for i, ranking in enumerate(rankings)]
+    scored = score_rankings(tiny_reward, texts_of_rankings(tiny_reward, records, DataReport()))
     assert len(seen) == 3
     assert [(prompt, [(a.text, a.rank) for a in answers]) for prompt, answers in scored] == [
         ("가", [("라", 0), ("나", 1)]),
@@ -418,13 +422,96 @@ def test_eval_reads_rankings_as_told(kochat, pretend, write, tiny_reward, tmp_pa
     assert "there is nothing to score in " in printed
 
 
-def test_eval_says_where_it_writes(kochat, pretend, held_out, tmp_path, tiny_reward, monkeypatch):
+@pytest.fixture
+def long(write):
+    """Rankings of best, middle and worst: none is long; the middle one is; two are, of which a cut leaves one text."""
+    record = {"prompt": "가", "completion_0": "나", "completion_1": "다 다", "completion_2": "라 라 라"}
+    record["ranking"] = [2, 1, 0]
+    records = [record, record | {"completion_1": "다 " * 90}]
+    records.append({"prompt": "나", "chosen": "라 " * 90, "rejected": "라 " * 91})
+    return write("long.jsonl", json.dumps(records, ensure_ascii=False))
+
+
+def test_eval_refuses_cuts_or_leaves_out_what_is_too_long(kochat, long, tiny_reward, tmp_path):
+    def evaluated(*options):
+        code, printed = kochat("eval", tiny_reward, long, "--output", tmp_path / "-".join(("x", *options)), *options)
+        file = tmp_path / "-".join(("x", *options)) / "evaluation.json"
+        return code, printed, json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    code, printed, found = evaluated()
+    assert (code, found) == (1, None)
+    assert "2 of 3 records can't be used" in printed
+    assert "expected at most 128 tokens" in printed
+    assert "`--overlong drop`" in printed
+
+    for how, by_kind in (("drop", {"pair": 1, "best–middle": 1}), ("truncate", {"best–middle": 2})):
+        code, printed, found = evaluated("--overlong", how)
+        assert code == 0, printed
+        assert (found["overlong"], found["max_length"]) == (how, None)
+        assert (found["records_left_out"], found["records_in_part"]) == (1, 1)
+        lines = [line.split(": ")[0] for line in printed.splitlines() if "at most 128 tokens" in line]
+        assert lines == ["left out", "kept in part"]
+        assert {name: found["by_kind"][name]["pairs"] for name in by_kind} == by_kind
+
+    code, printed, found = evaluated("--max-length", "20", "--overlong", "truncate")
+    assert "at most 20 tokens" in printed
+    assert found["max_length"] == 20
+    code, printed, _ = evaluated("--max-length", "3", "--overlong", "drop")
+    assert code == 1
+    assert "no text fits 3 tokens" in printed
+
+
+def test_a_cut_is_the_one_of_training(long, tiny_reward, tiny_tokenizer):
+    for overlong in ("truncate", "drop"):
+        records, report = read_rankings([long])
+        texts = texts_of_rankings(tiny_reward, records, report, overlong)
+        rows, trained = build_dataset([long], "reward", tiny_tokenizer, 128, DataArguments(overlong=overlong))
+        assert [[text.ids for text in group] for group in texts] == rows["completion_ids"]
+        assert [[text.row["rank"] for text in group] for group in texts] == rows["ranks"]
+        assert str(report) == str(trained)
+    cut = read_rankings([long])
+    (_, texts) = texts_of_rankings(tiny_reward, *cut, "truncate")
+    assert [len(text.ids) for text in texts if text.row["completion"].startswith("다")] == [128]
+    assert [text.tokens for text in texts][1] == 128 - len(encode_prompt(tiny_tokenizer, "가"))
+
+
+def test_score_refuses_cuts_or_leaves_out_what_is_too_long(kochat, long, tiny_reward, tmp_path):
+    def scored(*options):
+        out = tmp_path / "-".join(("x", *options))
+        code, printed = kochat("score", tiny_reward, long, "--output", out, *options)
+        return code, printed, [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else None
+
+    code, printed, rows = scored()
+    assert (code, rows) == (1, None)
+    assert "3 of 8 records can't be used" in printed
+    code, printed, rows = scored("--overlong", "drop")
+    assert (code, printed.count("left out: "), len(rows)) == (0, 3, 5)
+    code, printed, rows = scored("--overlong", "truncate")
+    assert (code, printed.count("kept in part: "), len(rows)) == (0, 3, 8)
+    assert rows[6]["score"] == rows[7]["score"]  # a cut has made them one text
+    assert rows[4]["completion"] == "다 " * 90
+
+
+def test_an_evaluations_figures_are_written_last(kochat, pretend, held_out, tiny_reward, tmp_path, monkeypatch):
+    """They say that it is finished."""
+    pretend(len)
+
+    def last(path):
+        assert (tmp_path / "out/reliability.png").stat().st_size > 10_000
+        return new_file(path)
+
+    monkeypatch.setattr(view, "new_file", last)
+    code, printed = kochat("eval", tiny_reward, held_out, "--output", tmp_path / "out")
+    assert code == 0, printed
+    assert (tmp_path / "out/evaluation.json").is_file()
+
+
+def test_eval_says_where_it_writes(kochat, pretend, held_out, tmp_path, tiny_reward):
     code, printed = kochat("eval", "someone/reward", held_out)
     assert code == 1
     assert "someone/reward is not a local folder: say with --output where to write" in printed
     pretend(len)
-    monkeypatch.setattr(scoring, "load_tokenizer", lambda _: load_tokenizer(tiny_reward))
-    (tmp_path / "reward").mkdir()
+    shutil.copytree(tiny_reward, tmp_path / "reward")
     code, printed = kochat("eval", tmp_path / "reward", held_out)
     assert code == 0, printed
     assert f"Written to {tmp_path}/reward/evaluation: evaluation.json and reliability.png." in printed

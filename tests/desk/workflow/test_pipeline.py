@@ -234,7 +234,7 @@ def test_a_reward_model_with_held_out_rankings_is_evaluated(evaluated):
     step = plan.steps[2]
     assert step.command[3:] == [
         *("reward", "eval", "out/reward", "held_out.jsonl", "--ranking-order", "best_first"),
-        *("--invalid-records", "skip"),
+        *("--invalid-records", "skip", "--overlong", "error"),
     ]
     finish(*STAGES)
     assert states(make_plan(evaluated))["ppo"] == "done"
@@ -259,7 +259,7 @@ def test_an_experiment_runs_again_what_it_changes_and_what_reads_that(evaluated)
     ppo = {"--output_dir": "out/odd/ppo", "--reward_model_path": "out/odd/reward"}
     assert flags(plan.steps[3]) == {"--config": str(path)} | ppo
     # judged by the folder's own reading of the rankings
-    assert plan.steps[2].command[-4:-2] == ["--ranking-order", "best_first"]
+    assert plan.steps[2].command[7:9] == ["--ranking-order", "best_first"]
 
 
 def test_an_experiment_on_ppo_alone_shares_the_rest(configs):
@@ -312,6 +312,23 @@ def test_an_evaluation_of_other_rankings_is_not_the_one(evaluated):
     facts = {"files": ["held_out.jsonl"], "ranking_order": "best_first"}
     for change, state in (({}, "done"), ({"files": ["x"]}, RENAMED), ({"ranking_order": "rank_of"}, RENAMED)):
         (folder / "evaluation.json").write_text(json.dumps(facts | change))
+        assert states(make_plan(evaluated))["evaluate"] == state
+
+
+def test_an_evaluation_fits_texts_as_the_training_did(evaluated):
+    """Else a run would die of a long text after its reward model is trained."""
+    path = evaluated / "reward.yaml"
+    path.write_text(path.read_text() + "overlong: truncate\nmax_length: 64\n")
+    step = make_plan(evaluated).steps[2]
+    assert step.command[-4:] == ["--overlong", "truncate", "--max-length", "64"]
+    finish("sft")
+    finish("reward", max_length=64)
+    finish(*STAGES[2:])
+    folder = Path("out/reward/evaluation")
+    folder.mkdir()
+    for change, state in (({"max_length": 64}, "done"), ({"max_length": 32}, RENAMED), ({"overlong": "drop"}, RENAMED)):
+        facts = {"files": ["held_out.jsonl"], "ranking_order": "best_first", "overlong": "truncate"} | change
+        (folder / "evaluation.json").write_text(json.dumps(facts))
         assert states(make_plan(evaluated))["evaluate"] == state
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from kochat_trl.data.probes import PROBES
 from kochat_trl.desk.answers.generate import Response, decoding, generate_answers, mean_logprob
 from kochat_trl.desk.sample.sample import Judge, make_questions, write_sample_data
+from kochat_trl.desk.workflow import page
 from kochat_trl.desk.workflow.page import render_page, write_report
 from kochat_trl.desk.workflow.report import Run, build_report, named_runs, read_questions
 from kochat_trl.desk.workflow.worries import worries
 from kochat_trl.errors import UserError
+from kochat_trl.files import new_file
 from kochat_trl.models.loading import add_lora, load_causal_lm, load_policy
 from kochat_trl.reward.score import load_scorer, score_ids
 from kochat_trl.rows.encode import encode_prompt
@@ -334,6 +336,19 @@ def test_texts_stand_in_the_page_as_they_are(report):
     page = render_page(odd)
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; 가" in page
+
+
+def test_a_page_that_is_there_is_whole(report, tmp_path, monkeypatch):
+    """It says that the report is finished, so it comes last, and at once."""
+    seen = []
+
+    def watched(path):
+        seen.append((path.name, [file.name for file in tmp_path.iterdir()]))
+        return new_file(path)
+
+    monkeypatch.setattr(page, "new_file", watched)
+    write_report(report, tmp_path)
+    assert seen == [("report.json", []), ("report.html", ["report.json"])]
 
 
 def test_an_older_report_is_kept(report, tmp_path):

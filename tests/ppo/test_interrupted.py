@@ -25,19 +25,21 @@ WRITTEN = ["adapter_model.safetensors", "value/adapter_model.safetensors", "samp
 
 
 @pytest.fixture(scope="module")
-def sft(tiny_base, tiny_tokenizer, tmp_path_factory) -> str:
+def sft(tiny_base, tiny_tokenizer, made_once) -> str:
     """An SFT adapter, drawn at random."""
-    folder = str(tmp_path_factory.mktemp("sft"))
-    args = ModelArguments(use_peft=True, lora_r=4, dtype="float32")
-    model = add_lora(load_causal_lm(tiny_base, args, tiny_tokenizer), args)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    model.save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+
+    def fill(folder):
+        args = ModelArguments(use_peft=True, lora_r=4, dtype="float32")
+        model = add_lora(load_causal_lm(tiny_base, args, tiny_tokenizer), args)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+        model.save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+
+    return str(made_once("sft", fill))
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +90,15 @@ def wait_for(condition, process: BaseProcess) -> None:
 
 
 @pytest.fixture(scope="module")
-def unbroken(arguments, run_command, tmp_path_factory) -> Path:
+def unbroken(arguments, run_command, made_once) -> Path:
     """A run in an interpreter of its own, so that hashes, and the order of sets, are others than in the runs below."""
-    output = tmp_path_factory.mktemp("unbroken") / "ppo"
-    done = run_command("recipes/ppo.py", *arguments, "--output_dir", str(output))
-    assert done.code == 0, done.text
-    assert last_checkpoint(output) == UPDATES
-    return output
+
+    def fill(folder):
+        done = run_command("recipes/ppo.py", *arguments, "--output_dir", str(folder / "ppo"))
+        assert done.code == 0, done.text
+        assert last_checkpoint(folder / "ppo") == UPDATES
+
+    return made_once("unbroken", fill) / "ppo"
 
 
 def assert_same_files(output: Path, unbroken: Path) -> None:

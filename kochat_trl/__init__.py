@@ -1,4 +1,8 @@
-"""RLHF recipes for small Korean language models, on TRL."""
+"""RLHF recipes for small Korean language models, on TRL.
+
+Start reading in recipes/ppo.py, then ppo/objective.py and `PPOTrainer._update` in ppo/trainer.py. docs/architecture.md
+has every room, three walks through the code, and where to add what.
+"""
 
 import logging
 import os

@@ -1,6 +1,9 @@
-"""The commands in the two READMEs are the same, and every file, target and key they name exists."""
+"""What the documents name exists: files, names in them, commands, targets, keys; and their tables are the code's."""
 
+import ast
 import re
+import tomllib
+from functools import cache
 from itertools import permutations
 from pathlib import Path
 
@@ -14,6 +17,11 @@ import pytest
 import yaml
 
 READMES = [ROOT / "README.md", ROOT / "README.ko.md"]
+ARCHITECTURE = ROOT / "docs/architecture.md"
+DOCUMENTS = [*READMES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PLACES = ("kochat_trl", "recipes", "scripts", "configs", "docs", "tests", "benchmarks")
+FILES = [file for place in PLACES for file in sorted((ROOT / place).rglob("*.*")) if "__pycache__" not in file.parts]
+SOURCES = [file for file in FILES if file.suffix == ".py"]
 
 
 def blocks(path: Path) -> list[tuple[str, str]]:
@@ -80,3 +88,133 @@ def test_the_table_of_commands_names_them_all():
     parser = make_parser()
     data = parser._subparsers._group_actions[0].choices["data"]
     assert all(f"`kochat data {name} " in text for name in data._subparsers._group_actions[0].choices)
+
+
+# --- What they name -----------------------------------------------------------------------------
+
+
+@cache
+def names_in(file: Path) -> set[str]:
+    """Functions, classes, constants and fields that a file defines; a method also as Class.method."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        owner = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+        for part in ast.iter_child_nodes(node):
+            targets = part.targets if isinstance(part, ast.Assign) else [getattr(part, "target", part)]
+            for name in [getattr(target, "id", None) or getattr(target, "name", None) for target in targets]:
+                if isinstance(name, str):
+                    found |= {name, f"{owner}{name}"}
+    return found
+
+
+def place_of(path: str) -> Path | None:
+    """A file or folder by its path from the root or in the package, or by its name alone."""
+    places = [ROOT / path, ROOT / "kochat_trl" / path] + ([] if "/" in path else [f for f in FILES if f.name == path])
+    return next((place for place in places if place.exists()), None)
+
+
+def text_of(path: Path) -> str:
+    """A document, but what the changelog says is gone."""
+    return path.read_text(encoding="utf-8").partition("### Removed")[0]
+
+
+def code_in(path: Path) -> list[str]:
+    """The texts between backticks, without the blocks."""
+    text = re.sub(r"^ *```.*?^ *```$", "", text_of(path), flags=re.M | re.S)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_every_file_and_folder_named_is_there(path):
+    text = text_of(path)
+    named = {
+        found.rstrip(".") for found in re.findall(rf"(?<![\w/.-])(?:{'|'.join(PLACES)})/[\w./-]*", text, flags=re.A)
+    }
+    named |= {code.partition(": ")[0] for code in code_in(path) if re.match(r"[\w./]+\.py(?:: |$)", code)}
+    if path == ARCHITECTURE:
+        named |= {code for code in code_in(path) if re.fullmatch(r"[\w/.]+/", code)}
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    gone = [name for name in sorted(named) if not place_of(name)]
+    assert gone + [link for link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_every_name_said_to_be_in_a_file_is_in_it(path):
+    """`file.py: one, two`; "`file.py`의 `name`"; "`file.py`, `name`"."""
+    text = text_of(path)
+    pairs = re.findall(r"`([\w./]+\.py): ([^`]+)`", text)
+    pairs += re.findall(r"`([\w./]+\.py)`(?:의|,) `([A-Za-z_.]+)`", text)
+    named = [(file, name) for file, names in pairs for name in names.split(", ") if not name.endswith(".py")]
+    assert len(named) >= {"architecture.md": 60, "course.md": 4, "ppo.md": 1}.get(path.name, 0)
+    assert [f"{file}: {name}" for file, name in named if name not in names_in(place_of(file))] == []
+
+
+def test_architecture_names_no_function_that_is_gone():
+    known = set().union(*map(names_in, SOURCES)) | {"pytest"}
+    known |= set(re.findall(r'"([\w.]+)"', "".join(file.read_text(encoding="utf-8") for file in SOURCES)))
+    words = [code.lstrip("@") for code in code_in(ARCHITECTURE) if re.fullmatch(r"@?[A-Za-z_]+(\.[a-z_]+)?", code)]
+    assert len(words) >= 10
+    assert [word for word in words if not (word in known or place_of(word) or place_of(f"configs/{word}"))] == []
+
+
+def test_architecture_has_every_room_and_every_file():
+    """The two tables of rooms, and `__init__.py`, which says what its room is for."""
+    named = set()
+    for room, files in re.findall(r"^\| `([\w/]+)/` \|[^|]*\|(.*)\|$", text_of(ARCHITECTURE), flags=re.M):
+        named |= {place_of(room) / file for file in re.findall(r"`([\w.]+\.\w+)`", files)}
+    package = ROOT / "kochat_trl"
+    there = {file for file in FILES if package in file.parents}
+    rooms = {file for file in there if file.name == "__init__.py"}
+    assert named == (there - rooms) | set((ROOT / "recipes").glob("*.py"))
+    assert [room for room in rooms if not ast.get_docstring(ast.parse(room.read_text(encoding="utf-8")))] == []
+
+
+def test_the_table_of_equations_names_functions():
+    rows = re.findall(r"^\| .* \| ((?:`\w+`(?:, )?)+) \|.*\|$", text_of(ROOT / "docs/ppo.md"), flags=re.M)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert len(named) >= 9
+    assert named <= names_in(ROOT / "kochat_trl/ppo/objective.py")
+
+
+def test_the_new_places_in_the_changelog_are_there():
+    """`kochat_trl.old` → `kochat_trl.new`, a folder, a module or a name in one; other names are in one of the new."""
+    text = text_of(ROOT / "CHANGELOG.md")
+    cells = re.findall(r"^ *\| `kochat_trl.*\| (.*`kochat_trl.*) \|$", text, flags=re.M)
+    assert len(cells) >= 13
+    for cell in cells:
+        modules, names = [], set()
+        for name in re.findall(r"`([\w.]+)`", cell):
+            path = name.replace(".", "/")
+            if not name.startswith("kochat_trl."):
+                names.add(name)
+            elif place := place_of(path) or place_of(f"{path}.py"):
+                modules.append(place)
+            else:
+                modules.append(ROOT / path.rpartition("/")[0] / "__init__.py")
+                names.add(name.rpartition(".")[2])
+        files = [place / "__init__.py" if place.is_dir() else place for place in modules]
+        texts = "".join(file.read_text(encoding="utf-8") for file in files)
+        assert [name for name in names if not re.search(rf"(class|def|import) (\w+, )*{name}\b", texts)] == [], cell
+
+
+def test_what_runs_elsewhere_is_what_a_contributor_runs():
+    """The targets of .ci/run are those of the workflow, and the ruff before a commit is the one of `make check`."""
+    targets = re.findall(r"^make .*", (ROOT / ".ci/run").read_text(), flags=re.M)
+    steps = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["check"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == targets
+    assert set(targets) <= {
+        f"make {name}" for name in re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    }
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["entry"] for hook in hooks] == [".venv/bin/ruff check --fix", ".venv/bin/ruff format"]
+    assert all(f"`{target}`" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8") for target in targets)
+
+
+def test_the_citation_is_the_package_s():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert [citation[key] for key in ("version", "license", "type")] == [
+        project["version"],
+        project["license"],
+        "software",
+    ]

@@ -1,0 +1,1 @@
+"""The `kochat` command: a file for each group of commands."""

@@ -1,0 +1,1 @@
+"""Tokenizer and chat template; bases, quantization, LoRA, and heads."""

@@ -1,0 +1,1 @@
+"""The reward model: its losses, its trainer, and the scores that it gives."""

@@ -1,0 +1,1 @@
+"""`kochat data`: what is wrong with data files, cleaning them, and making new ones."""

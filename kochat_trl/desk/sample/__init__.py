@@ -1,0 +1,1 @@
+"""The demo's questions, and a judge that knows the answers."""

@@ -8,6 +8,7 @@ from unittest.mock import patch
 from kochat_trl.data.readers import read_records
 from kochat_trl.errors import run
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GPT2Config, PreTrainedTokenizerFast
@@ -49,3 +50,8 @@ def word_tokenizer(vocab_size, eos=1, pad=0):
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(vocab_size)}))
     special = {"eos_token": f"w{eos}", "pad_token": f"w{pad}"}
     return PreTrainedTokenizerFast(tokenizer_object=words, padding_side="left", **special)
+
+
+def adapted_modules(model):
+    """Names of the modules that an adapter of `model` changes."""
+    return [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]

@@ -17,7 +17,6 @@ from kochat_trl.settings.keys import ModelArguments
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -192,11 +191,6 @@ def lora_config(model: nn.Module, model_args: ModelArguments) -> LoraConfig:
         use_dora=model_args.use_dora,
         revision=model_args.model_revision,
     )
-
-
-def adapted_modules(model: nn.Module) -> list[str]:
-    """Names of the modules that an adapter of `model` changes."""
-    return [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
 def cast_trainable_to_float32(model: Any) -> Any:

@@ -5,7 +5,6 @@ import shutil
 
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import (
-    adapted_modules,
     add_lora,
     base_of_adapter,
     cast_trainable_to_float32,
@@ -17,6 +16,7 @@ from kochat_trl.models.loading import (
 )
 from kochat_trl.rows.encode import encode_dialogue
 from kochat_trl.settings.keys import ModelArguments
+from tests.tiny import adapted_modules
 
 import pytest
 import torch

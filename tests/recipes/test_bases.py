@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 from kochat_trl.desk.workflow.memory import plan_memory
-from kochat_trl.models.loading import adapted_modules, load_policy
+from kochat_trl.models.loading import load_policy
 from kochat_trl.runs.merge import merge_adapter
 from kochat_trl.settings.keys import ModelArguments
+from tests.tiny import adapted_modules
 
 import pytest
 import torch

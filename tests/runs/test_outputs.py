@@ -41,13 +41,22 @@ def test_going_on_takes_the_settings_it_was_made_with(sft, capsys):
 
 
 def test_the_file_that_says_done_is_written_last(sft, monkeypatch, tmp_path):
-    def fails(*arguments):
-        raise KeyboardInterrupt
+    """A kill between two files leaves a run that isn't finished, whichever they are."""
+    inner, written = outputs.replace_file, []
 
-    monkeypatch.setattr(outputs, "model_card", fails)
+    def dies_at_the_last(path, text):
+        written.append(path.name)
+        if path.name == "metrics.json":
+            raise KeyboardInterrupt
+        inner(path, text)
+
+    monkeypatch.setattr(outputs, "replace_file", dies_at_the_last)
     with pytest.raises(KeyboardInterrupt):
-        sft()
-    assert not (tmp_path / "out/metrics.json").exists()
+        sft("--save_strategy", "no")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "metrics.json" not in files
+    assert files >= {"adapter_model.safetensors", "tokenizer.json", "resolved.yaml", "environment.json", "README.md"}
+    assert written[-1] == "metrics.json"
 
 
 def test_a_disk_that_fills_up_while_training(sft, tmp_path, capsys, monkeypatch):

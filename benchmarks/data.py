@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import random
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -28,6 +27,8 @@ from kochat_trl.data.readers import read_records
 from kochat_trl.data.records import Kind, parse
 from kochat_trl.rows.rows import text_rows
 from kochat_trl.settings.keys import DataArguments
+
+from common import memory, run_alone, write_json
 
 SIZES = (1, 10, 100)
 RECORDS: dict[Kind, int] = {"sft": 12_000, "preference": 10_220, "prompt": 12_000}
@@ -84,12 +85,6 @@ def convert_files(folder: Path) -> dict[str, int]:
     return counts
 
 
-def memory(name: str) -> int:
-    """A line of this process's status in bytes: VmRSS is what it holds, VmHWM the most it has held."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(f"{name}:")[1].split()[0]) * 1024
-
-
 def measured(work: Callable[[], Any]) -> dict[str, Any]:
     """Run `work`: its result, wall time, and the peak of resident memory above the level before it."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from now on, without that of the imports
@@ -103,8 +98,7 @@ def measured(work: Callable[[], Any]) -> dict[str, Any]:
 
 def measure(what: str) -> dict[str, Any]:
     """`measured` in a new interpreter: `what` is a folder of files, or 'known' for a known amount of memory."""
-    command = [sys.executable, __file__, "--measure", what]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return run_alone(__file__, "--measure", what)
 
 
 def machine() -> dict[str, Any]:
@@ -145,8 +139,7 @@ def main() -> None:
             f"{f'{size}×':>5} {counts['records']:>10,} {counts['rows']:>10,} {file_bytes / 1e6:>8,.1f} "
             f"{counts['seconds']:>8.2f} {speed:>10,.0f} {counts['peak_bytes'] / 1e6:>8.1f}"
         )
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(figures, options.json)
     if "1" in figures["seconds"]:
         met = figures["seconds"]["1"] < BOUND_SECONDS and figures["peak_bytes"]["1"] < BOUND_BYTES
         print(f"bound at 1×, {BOUND_SECONDS:.0f} s and {BOUND_BYTES / 1e6:.0f} MB: {'met' if met else 'NOT met'}")

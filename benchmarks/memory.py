@@ -10,8 +10,6 @@ is added up from the tensors themselves. The planner sees the same configs, and 
 import argparse
 import gc
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from kochat_trl.settings.parse import parse_arguments
 
 import torch
 import yaml
+from common import KOGPT2, run_alone, write_json
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 from trl import SFTTrainer
@@ -32,7 +31,7 @@ from trl import SFTTrainer
 SHAPES = {
     "tiny": {"vocab_size": 4000, "n_embd": 192, "n_layer": 4, "n_head": 4, "n_positions": 256},
     "mini": {"vocab_size": 51200, "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 1024},
-    "kogpt2": {"vocab_size": 51200, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
+    "kogpt2": KOGPT2,
 }
 PHASES = {"sft": ["SFT"], "reward": ["reward model"], "ppo": ["PPO, update", "PPO, sampling"]}
 ROWS, LENGTH, PROMPT, RESPONSE = 4, 128, 48, 48
@@ -112,7 +111,7 @@ class SecondStep(TrainerCallback):
         self.step, self.sampling = Allocations(), Allocations()
         self.stage = stage
         if stage == "ppo":
-            sample = trainer._sample
+            sample = trainer.sample
 
             def measured(update: int, indices: list[int]) -> Any:
                 if update != 1:
@@ -123,7 +122,7 @@ class SecondStep(TrainerCallback):
                 self.step.start()
                 return rollout
 
-            trainer._sample = measured
+            trainer.sample = measured
         trainer.add_callback(self)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -152,21 +151,18 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
                 torch.manual_seed(0)
-                GPT2LMHeadModel(GPT2Config(**sizes, pad_token_id=3)).save_pretrained(folder / "base")
+                GPT2LMHeadModel(GPT2Config(**{"pad_token_id": 3} | sizes)).save_pretrained(folder / "base")
                 write_configs(folder, precision == "int8")
                 planned = {footprint.phase: footprint.peak for footprint in plan_memory(folder)}
                 for stage, phases in PHASES.items():
-                    command = [sys.executable, __file__, "--run", stage, name]
-                    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                    for phase, measured in zip(phases, json.loads(done.stdout.splitlines()[-1]), strict=False):
+                    for phase, measured in zip(phases, run_alone(__file__, "--run", stage, name), strict=False):
                         row = {"shape": shape, "precision": precision, "phase": phase}
                         rows.append(row | {"planned_bytes": planned[phase], "measured_bytes": measured})
                         figures = (
                             f"{planned[phase] / 2**20:.1f} | {measured / 2**20:.1f} | {planned[phase] / measured:.3f}"
                         )
                         print(f"| {shape}, {precision} | {phase} | {figures} |", flush=True)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_json(rows, arguments.json)
 
 
 if __name__ == "__main__":

@@ -22,38 +22,29 @@ as many prompts, and with longer and longer responses.
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
 from typing import Any
 
+from kochat_trl.desk.workflow.memory import tokenizer_of_four
 from kochat_trl.models.loading import add_lora, load_causal_lm
 from kochat_trl.ppo.roles import one_backbone
+from kochat_trl.ppo.rollout import draw_prompts
 from kochat_trl.ppo.trainer import PPOTrainer
 from kochat_trl.settings.keys import ModelArguments
 from kochat_trl.settings.ppo import PPOConfig
 
 import torch
+from common import KOGPT2, machine, memory, run_alone, write_json
 from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-    TrainerCallback,
-)
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, TrainerCallback
 
 CONTENDERS = ("adapter", "shared", "int8", "trl", "trl_lora_value")
 SMALL = {"vocab_size": 8000, "n_embd": 256, "n_layer": 4, "n_head": 4}
-SHAPE = {"vocab_size": 51200, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "pad_token_id": 3}
 # Tokens of KoChatGPT's 11,990 prompts, template included: every twentieth quantile.
 LENGTHS = [26, 30, 31, 31, 32, 32, 33, 33, 34, 34, 35, 35, 36, 37, 37, 38, 39, 41, 42, 46, 96]
 LORA = ModelArguments(use_peft=True, lora_r=16, lora_alpha=32, lora_dropout=0.0, dtype="float32")
@@ -67,15 +58,16 @@ def make_prompts(count: int) -> Dataset:
     return Dataset.from_dict({"input_ids": rows})
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(WordLevel({"<s>": 0, "</s>": 1, "<usr>": 2, "<pad>": 3}))
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>", padding_side="left")
+def make_tokenizer() -> Any:
+    tokenizer = tokenizer_of_four()
+    tokenizer.padding_side = "left"
+    return tokenizer
 
 
 def write_stages(folder: str, **shape: int) -> None:
     """A base, an SFT adapter and a reward adapter with its head, in files, as the recipes leave them."""
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(**SHAPE | shape)).save_pretrained(f"{folder}/base")
+    GPT2LMHeadModel(GPT2Config(**KOGPT2 | shape)).save_pretrained(f"{folder}/base")
     sft = add_lora(GPT2LMHeadModel.from_pretrained(f"{folder}/base"), LORA)
     sft.save_pretrained(f"{folder}/sft")
     add_lora(reward_model(folder), LORA).save_pretrained(f"{folder}/reward")
@@ -121,7 +113,7 @@ def build_ours(name: str, folder: str, updates: int, length: int, phases: dict[s
 
         setattr(Timed, method, call)
 
-    for method in ("_sample", "_score", "_step"):
+    for method in ("sample", "score", "step"):
         timed(method)
     precision = ModelArguments(dtype="float32", load_in_8bit=name == "int8", llm_int8_threshold=0.0)
     backbone = load_causal_lm(f"{folder}/base", precision, make_tokenizer())
@@ -159,12 +151,6 @@ class Clock(TrainerCallback):
     on_step_end = on_train_begin
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held (VmHWM)."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-
-
 def matmul_rate(size: int = 2048, repeats: int = 10) -> float:
     """FLOP/s of a square float32 matrix product: the median of some, as the steps' time is."""
     a, b = torch.randn(size, size), torch.randn(size, size)
@@ -177,23 +163,23 @@ def matmul_rate(size: int = 2048, repeats: int = 10) -> float:
 
 
 def run_contender(name: str, folder: str, updates: int, length: int) -> dict[str, Any]:
-    baseline, phases, clock = peak_bytes(), defaultdict(list), Clock()
+    baseline, phases, clock = memory(), defaultdict(list), Clock()
     ours = not name.startswith("trl")
     trainer = build_ours(name, folder, updates, length, phases) if ours else build_trl(name, folder, updates, length)
     trainer.add_callback(clock)
     trainer.train()
     seconds = [end - start for start, end in zip(clock.times, clock.times[1:], strict=False)][1:]
     result: dict[str, Any] = {"seconds": statistics.median(seconds), "all_seconds": seconds}
-    result["peak_bytes"] = peak_bytes() - baseline
+    result["peak_bytes"] = memory() - baseline
     if ours:
-        steps = len(phases["_step"]) // updates
-        found = {key: sum(times) / len(times) * (steps if key == "_step" else 1) for key, times in phases.items()}
-        result["phases"] = {key.strip("_"): value for key, value in found.items()}
+        steps = len(phases["step"]) // updates
+        found = {key: sum(times) / len(times) * (steps if key == "step" else 1) for key, times in phases.items()}
+        result["phases"] = found
     if name == "adapter":
         rate = matmul_rate()
         flops = count_flops(trainer)
         result |= {"step_flops": flops, "matmul_flops_a_second": rate}
-        result["flop_fraction"] = flops / statistics.median(phases["_step"][4:]) / rate
+        result["flop_fraction"] = flops / statistics.median(phases["step"][4:]) / rate
     return result
 
 
@@ -201,23 +187,17 @@ def count_flops(trainer: PPOTrainer) -> float:
     """FLOPs of the matrix products of one step, forward and backward, as torch counts them; the mean of the updates."""
     totals = []
     for update in range(1, trainer.state.global_step):
-        rollout = trainer._sample(update, trainer._draw_prompts(update))
-        plan = trainer._plan(update, 0, rollout)
-        zeros = torch.zeros(rollout.mask.shape)
-        targets = dict.fromkeys(("logprobs", "values", "advantages", "returns"), zeros)
+        args = trainer.args
+        rollout = trainer.sample(update, draw_prompts(len(trainer.train_dataset), args.batch_size, args.seed, update))
+        plan = rollout.plan(args.mini_batch_size, args.micro_batch_size, args.seed, update, epoch=0)
+        trajectory = trainer.score(rollout, plan)
+        trajectory.advantages = trajectory.returns = torch.zeros(rollout.mask.shape)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # counts attention too
-            trainer._step(update, rollout, plan[0], targets, first=False)
+            trainer.step(update, rollout, plan[0], trajectory, first=False)
         totals.append(counter.get_total_flops())
         if update == 2:
             break
     return statistics.mean(totals)
-
-
-def run_alone(name: str, folder: str, updates: int, length: int) -> dict[str, Any]:
-    """A contender's figures, from a process of its own."""
-    command = [sys.executable, __file__, "--run", name, folder, "--updates", str(updates)]
-    done = subprocess.run([*command, "--response-length", str(length)], check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -234,11 +214,14 @@ def main() -> None:
         print(json.dumps(run_contender(name, folder, arguments.updates, arguments.response_length)))
         return
 
+    def contender(name: str, folder: str, updates: int, length: int) -> dict[str, Any]:
+        return run_alone(__file__, "--run", name, folder, "--updates", updates, "--response-length", length)
+
     if arguments.growth:
         with tempfile.TemporaryDirectory() as folder:
             write_stages(folder, **SMALL)
             for updates, length in ((5, 64), (55, 64), (5, 128), (5, 256), (5, 512)):
-                peak = run_alone("adapter", folder, updates, length)["peak_bytes"]
+                peak = contender("adapter", folder, updates, length)["peak_bytes"]
                 print(f"{updates:3} updates of {length:3} tokens: {peak / 2**20:5.0f} MiB", flush=True)
         return
 
@@ -246,7 +229,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_stages(folder)
         for name in arguments.only:
-            row = figures[name] = run_alone(name, folder, arguments.updates, arguments.response_length)
+            row = figures[name] = contender(name, folder, arguments.updates, arguments.response_length)
             phases = "  ".join(f"{key} {value:.1f}" for key, value in row.get("phases", {}).items())
             print(f"{name:15} {row['seconds']:6.1f} s  {row['peak_bytes'] / 2**30:5.2f} GiB  {phases}", flush=True)
     if "trl" in figures:
@@ -262,10 +245,8 @@ def main() -> None:
     if "adapter" in figures:
         figures["flop_fraction"] = figures["adapter"]["flop_fraction"]
         print(f"update phase at {figures['flop_fraction']:.0%} of the rate of a 2048³ matrix product")
-    figures["machine"] = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as stream:
-            json.dump(figures, stream, indent=2)
+    figures["machine"] = machine()
+    write_json(figures, arguments.json)
 
 
 if __name__ == "__main__":

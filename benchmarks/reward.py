@@ -13,26 +13,22 @@ average, 118 at most. Each contender runs in a process of its own; its memory is
 
 import argparse
 import json
-import platform
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from typing import Any
 
+from kochat_trl.desk.workflow.memory import tokenizer_of_four
 from kochat_trl.models.loading import add_lora, cast_trainable_to_float32
 from kochat_trl.reward.trainer import RankingTrainer
 from kochat_trl.settings.keys import ModelArguments, RecipeArguments
 
 import torch
+from common import KOGPT2, machine, memory, run_alone, write_json
 from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast, TrainerCallback
+from transformers import GPT2Config, GPT2ForSequenceClassification, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
-KOGPT2 = {"vocab_size": 51200, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "pad_token_id": 3}
 CONTENDERS = ("ours", "trl", "upstream")
 FULL_EPOCH = 10_220  # rankings in KoChatGPT's file
 
@@ -70,23 +66,13 @@ class _Timer(TrainerCallback):
         self.seconds.append(time.perf_counter() - self._started)
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held (VmHWM)."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-
-
 def run_contender(name: str, rankings_a_step: int, steps: int) -> dict[str, Any]:
     """Train two passes over `rankings_a_step · steps` rankings; the figures are of the second."""
     torch.manual_seed(0)
-    baseline = peak_bytes()
+    baseline = memory()
     model_args = ModelArguments(use_peft=True, lora_r=16, lora_alpha=32, lora_dropout=0.0, dtype="float32")
     model = GPT2ForSequenceClassification(GPT2Config(**KOGPT2, num_labels=1, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0))
     model = add_lora(model, model_args)
-    vocabulary = {"<s>": 0, "</s>": 1, "<usr>": 2, "<pad>": 3}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(vocabulary)), eos_token="</s>", pad_token="<pad>"
-    )
     rankings = make_rankings(rankings_a_step * steps)
     timer = _Timer()
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +93,7 @@ def run_contender(name: str, rankings_a_step: int, steps: int) -> dict[str, Any]
         )
         rows = rankings if name == "ours" else make_pairs(rankings)
         kwargs = {"model": model, "args": args, "train_dataset": Dataset.from_list(rows)}
-        kwargs |= {"processing_class": tokenizer, "callbacks": [timer]}
+        kwargs |= {"processing_class": tokenizer_of_four(), "callbacks": [timer]}
         trainer = (
             RankingTrainer(RecipeArguments(train_files=[]), **kwargs) if name == "ours" else RewardTrainer(**kwargs)
         )
@@ -120,7 +106,7 @@ def run_contender(name: str, rankings_a_step: int, steps: int) -> dict[str, Any]
     return {
         "seconds_a_ranking": seconds,
         "seconds_an_epoch": seconds * FULL_EPOCH,
-        "peak_bytes": peak_bytes() - baseline,
+        "peak_bytes": memory() - baseline,
         "loss_of_the_first_rankings": loss,
     }
 
@@ -141,18 +127,7 @@ def main() -> None:
     figures = {}
     for name in CONTENDERS:
         steps = 1 if name == "upstream" else arguments.steps
-        command = [
-            sys.executable,
-            __file__,
-            "--run",
-            name,
-            "--rankings",
-            str(arguments.rankings),
-            "--steps",
-            str(steps),
-        ]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        figures[name] = json.loads(done.stdout.splitlines()[-1])
+        figures[name] = run_alone(__file__, "--run", name, "--rankings", arguments.rankings, "--steps", steps)
     ours, trl, upstream = (figures[name] for name in CONTENDERS)
     losses = [figures[name]["loss_of_the_first_rankings"] for name in CONTENDERS]
     if max(losses) - min(losses) > 1e-5:
@@ -162,7 +137,7 @@ def main() -> None:
         "trl": trl["seconds_a_ranking"] / ours["seconds_a_ranking"],
         "memory": ours["peak_bytes"] / trl["peak_bytes"],
     }
-    figures["machine"] = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    figures["machine"] = machine()
     for name in CONTENDERS:
         row = figures[name]
         print(
@@ -170,9 +145,7 @@ def main() -> None:
             f"{row['peak_bytes'] / 2**30:5.2f} GiB  loss {row['loss_of_the_first_rankings']:.6f}"
         )
     print("ratios", {key: round(value, 3) for key, value in figures["ratios"].items()})
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as stream:
-            json.dump(figures, stream, indent=2)
+    write_json(figures, arguments.json)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 
 from kochat_trl.data.readers import read_records
 from kochat_trl.data.records import Kind, parse
-from kochat_trl.rows.rows import text_rows
+from kochat_trl.desk.curation.convert import text_rows
 from kochat_trl.settings.keys import DataArguments
 
 SIZES = (1, 10, 100)

@@ -12,9 +12,9 @@ from kochat_trl.cli.options import command, console, flag
 from kochat_trl.data.parsing import read_parsed
 from kochat_trl.data.readers import read_records
 from kochat_trl.data.records import RecordError, kind_of, parse
-from kochat_trl.data.writers import write_records
 from kochat_trl.desk.curation.build import gather_answers, gather_scores, rank_answers, read_prompts, split_file
 from kochat_trl.desk.curation.faults import FAULTS
+from kochat_trl.desk.writers import write_records
 from kochat_trl.errors import UserError
 from kochat_trl.files import refuse_existing
 
@@ -68,8 +68,8 @@ def show_data(args: argparse.Namespace) -> None:
     """Show a record, or the batch of a config, as the model sees it: template, tokens, ids, labels, pairs."""
     if (args.file is None) == (args.config is None) or (args.config and not args.stage):
         raise UserError("give either FILE, or --config with --stage")
+    from kochat_trl.desk.curation.convert import template_tokenizer
     from kochat_trl.desk.curation.show import show_batch, show_record
-    from kochat_trl.models.tokenizer import template_tokenizer
     from kochat_trl.settings.parse import parse_arguments
 
     if args.config:
@@ -106,8 +106,7 @@ def convert_data(args: argparse.Namespace) -> None:
     sft: prompt and completion (`text` for a dialogue of several exchanges; `messages` without template).
     preference: prompt, chosen, rejected, and the group that pairs of one ranking share. prompt: prompt.
     """
-    from kochat_trl.models.tokenizer import template_tokenizer
-    from kochat_trl.rows.rows import text_rows
+    from kochat_trl.desk.curation.convert import template_tokenizer, text_rows
     from kochat_trl.settings.keys import DataArguments
 
     refuse_existing(args.output)

@@ -10,7 +10,7 @@ from kochat_trl.data.parsing import read_parsed
 from kochat_trl.data.readers import file_format, read_records
 from kochat_trl.data.records import RawRecord, RecordError, Turns, parse_prompt, parse_sft
 from kochat_trl.data.text import normalized
-from kochat_trl.data.writers import write_stream
+from kochat_trl.desk.writers import write_stream
 from kochat_trl.errors import UserError
 from kochat_trl.files import new_file
 

@@ -24,7 +24,6 @@ from kochat_trl.data.rankings import RankingOrder
 from kochat_trl.data.readers import read_records
 from kochat_trl.data.records import Kind, RawRecord, RecordError, Turns, Unreadable, kind_of, parse_prompt, summarize
 from kochat_trl.data.text import normalized
-from kochat_trl.data.writers import to_json, write_records
 from kochat_trl.desk.curation.faults import FAULTS
 from kochat_trl.desk.curation.finders import Item, bad_tokens, contradictions, overlaps, overlong, own_faults, repeats
 from kochat_trl.desk.curation.rewrite import (
@@ -36,6 +35,7 @@ from kochat_trl.desk.curation.rewrite import (
     rewritten,
     without_messages,
 )
+from kochat_trl.desk.writers import to_json, write_records
 from kochat_trl.errors import UserError, nearest
 from kochat_trl.files import new_file, refuse_existing
 

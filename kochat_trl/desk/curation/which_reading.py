@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from kochat_trl.data.rankings import ranking_tiers, readings_differ, tier_pairs
 from kochat_trl.data.text import has_hangul
-from kochat_trl.statistics import sign_test
+from kochat_trl.desk.statistics import sign_test
 
 
 @dataclass

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kochat_trl.data.text import has_hangul, normalized
-from kochat_trl.data.writers import write_records
 from kochat_trl.desk.sample.facts import all_facts, tables
+from kochat_trl.desk.writers import write_records
 
 
 @dataclass(frozen=True)

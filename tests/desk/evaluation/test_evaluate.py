@@ -31,6 +31,7 @@ from kochat_trl.desk.evaluation.metrics import (
 )
 from kochat_trl.desk.evaluation.scoring import score_rankings
 from kochat_trl.desk.evaluation.view import print_evaluation
+from kochat_trl.desk.statistics import effective_size, wilson_interval
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import load_reward_model
 from kochat_trl.models.tokenizer import load_tokenizer
@@ -38,7 +39,6 @@ from kochat_trl.reward.score import load_scorer, score_dialogues, score_ids
 from kochat_trl.rows.encode import conversation, encode_dialogue
 from kochat_trl.runs.merge import merge_adapter
 from kochat_trl.settings.keys import ModelArguments
-from kochat_trl.statistics import effective_size, wilson_interval
 from tests.tiny import PAIRS
 
 import pytest

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from kochat_trl.desk.curation.audit import BINS, FileReport, Level, Report
+from kochat_trl.desk.curation.audit import BINS, FileReport, Level, Reading, Report
 from kochat_trl.desk.curation.faults import FAULTS
-from kochat_trl.desk.curation.which_reading import Reading
 
 from rich.console import Console
 from rich.padding import Padding

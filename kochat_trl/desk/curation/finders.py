@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from kochat_trl.data.rankings import Tiers
+from kochat_trl.data.rankings import Tiers, disputed
 from kochat_trl.data.records import Dialogue, Prompt, Ranking, RawRecord, Record
 from kochat_trl.data.text import has_hangul, normalized
 from kochat_trl.desk.curation.faults import is_answer, texts
-from kochat_trl.desk.curation.which_reading import disputed
 
 BATCH = 1000  # texts, or records, that are tokenized together
 

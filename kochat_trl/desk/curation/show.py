@@ -4,9 +4,8 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from kochat_trl.data.rankings import Pairs, RankingOrder
+from kochat_trl.data.rankings import Pairs, RankingOrder, disputed
 from kochat_trl.data.records import Dialogue, Prompt, Ranking, RawRecord, Record
-from kochat_trl.desk.curation.which_reading import disputed
 from kochat_trl.errors import UserError
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.trainer import NO_RANK, RankingCollator

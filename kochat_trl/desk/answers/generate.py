@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from kochat_trl.desk.answers.likeness import distinct
@@ -18,40 +19,9 @@ from rich.text import Text
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
-# Every field that changes an answer, as it does nothing: a preset says all that differs, and nothing leaks in from
-# the generation config that a model was saved with.
-PLAIN: dict[str, Any] = {
-    "max_new_tokens": 64,
-    "do_sample": False,
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "num_beams": 1,
-    "early_stopping": False,
-    "length_penalty": 1.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sample": {"do_sample": True},  # the whole distribution, as PPO samples
-    "beam": {"num_beams": 7, "no_repeat_ngram_size": 2},
-    "top_k": {"do_sample": True, "top_k": 50},
-    "top_p": {"do_sample": True, "top_p": 0.9},
-    # As the course reads its SFT model's answers.
-    "course": {
-        "do_sample": True,
-        "top_k": 50,
-        "num_beams": 4,
-        "repetition_penalty": 2.0,
-        "no_repeat_ngram_size": 4,
-        "early_stopping": True,
-    },
-}
-# More than an answer to a prompt, or in need of more than a setting.
-REFUSED = ("num_return_sequences", "return_dict_in_generate", "num_beam_groups", "stop_strings")
+_DECODING = yaml.safe_load(files(__package__).joinpath("decoding.yaml").read_text(encoding="utf-8"))
+PLAIN: dict[str, Any] = _DECODING["plain"]
+PRESETS: dict[str, dict[str, Any]] = _DECODING["presets"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +41,7 @@ def decoding(preset: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if preset not in PRESETS:
         raise UserError(f"there is no preset '{preset}'; there are {', '.join(PRESETS)}")
     settings = PLAIN | PRESETS[preset]
-    known = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {*REFUSED}
+    known = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {*_DECODING["refused"]}
     for word in overrides:
         name, equals, value = word.partition("=")
         if not equals:

@@ -43,7 +43,7 @@ def check_data(args: argparse.Namespace) -> None:
     Exits with 1 if there is an error, which the recipes would refuse; with 0 if there are warnings only.
     """
     from kochat_trl.desk.curation.audit import check_files
-    from kochat_trl.desk.curation.audit_view import print_report
+    from kochat_trl.desk.curation.view import print_report
 
     report = check_files(args.files, **_reading(args))
     if args.json:
@@ -68,8 +68,8 @@ def show_data(args: argparse.Namespace) -> None:
     """Show a record, or the batch of a config, as the model sees it: template, tokens, ids, labels, pairs."""
     if (args.file is None) == (args.config is None) or (args.config and not args.stage):
         raise UserError("give either FILE, or --config with --stage")
-    from kochat_trl.desk.curation.convert import template_tokenizer
     from kochat_trl.desk.curation.show import show_batch, show_record
+    from kochat_trl.settings.keys import DataArguments
     from kochat_trl.settings.parse import parse_arguments
 
     if args.config:
@@ -81,9 +81,8 @@ def show_data(args: argparse.Namespace) -> None:
     raw = raws[-1]
     kind = args.kind or kind_of(raw) or "sft"  # nothing that is known: the error says what is
     record = parse(raw, kind, args.ranking_order)
-    tokenizer = opt.tokenizer_of(args.tokenizer)
-    reading = (args.ranking_order, args.pairs)
-    show_record(raw, record, *reading, tokenizer or template_tokenizer(), tokenizer is not None, console())
+    options = DataArguments(ranking_order=args.ranking_order, pairs=args.pairs)
+    show_record(raw, record, options, opt.tokenizer_of(args.tokenizer), console())
 
 
 @command(
@@ -142,7 +141,8 @@ def convert_data(args: argparse.Namespace) -> None:
 )
 def clean_data(args: argparse.Namespace) -> None:
     """Mend or drop faulty records: writes a new file in KoChatGPT's shape, and a report of every change."""
-    from kochat_trl.desk.curation.clean import clean_file, print_summary
+    from kochat_trl.desk.curation.clean import clean_file
+    from kochat_trl.desk.curation.view import print_summary
 
     report = args.report or f"{args.output}.report.jsonl"
     settings = {"report": report, "fixes": args.fix, "against": args.against}

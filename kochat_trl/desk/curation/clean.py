@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kochat_trl.data.rankings import RankingOrder
 from kochat_trl.data.readers import read_records
@@ -40,9 +40,6 @@ from kochat_trl.errors import UserError, nearest
 from kochat_trl.files import new_file, refuse_existing
 
 from tqdm.auto import tqdm
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -215,16 +212,3 @@ def _write(output: str | Path, records: list[Any]) -> None:
         write_records(output, "dialogues", dialogues)
     else:
         write_records(output, "array", map(without_messages, records))
-
-
-def print_summary(summary: Summary, console: "Console") -> None:
-    """A table of the faults that were found and what was done about them, and the counts."""
-    from rich.table import Table
-
-    if summary.faults:
-        table = Table("fault", "records", "fix")
-        for name, count in summary.faults.items():
-            table.add_row(name, f"{count:,}", FAULTS[name].fix)
-        console.print(table)
-    counts = f"{summary.read:,} records read, {summary.written:,} written, {summary.changed:,} of them changed"
-    console.print(f"{summary.file}: {counts}; {summary.dropped:,} dropped.", markup=False)

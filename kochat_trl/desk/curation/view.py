@@ -1,9 +1,10 @@
-"""An audit on the terminal."""
+"""An audit, and what cleaning did, on the terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from kochat_trl.desk.curation.audit import BINS, FileReport, Level, Reading, Report
+from kochat_trl.desk.curation.clean import Summary
 from kochat_trl.desk.curation.faults import FAULTS
 
 from rich.console import Console
@@ -116,3 +117,14 @@ def _reading(reading: Reading) -> str:
             one, other = tally.values()
             text += f"\n          the better one {sign}: {_number(one, 'pair')} for best_first, {other:,} for rank_of"
     return text
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """A table of the faults that were found and what was done about them, and the counts."""
+    if summary.faults:
+        table = Table("fault", "records", "fix")
+        for name, count in summary.faults.items():
+            table.add_row(name, f"{count:,}", FAULTS[name].fix)
+        console.print(table)
+    counts = f"{summary.read:,} records read, {summary.written:,} written, {summary.changed:,} of them changed"
+    console.print(f"{summary.file}: {counts}; {summary.dropped:,} dropped.", markup=False)

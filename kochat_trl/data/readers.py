@@ -65,7 +65,7 @@ def read_records(path: str | Path) -> Iterator[RawRecord]:
     with _open(file) as stream:
         lines = _decode(file, stream)
         shape, head, _ = _sniff(file, lines)
-        yield from _READERS[shape](file, chain(head, lines))
+        yield from _READ[shape](file, chain(head, lines))
 
 
 def file_format(path: str | Path) -> FileFormat:
@@ -216,7 +216,10 @@ class _Window:
         while True:
             self.move(_BLANK.match(self.text, self.position).end())  # type: ignore[union-attr]
             if self.position < len(self.text) or not self.fill(_LINES_AT_ONCE):
-                return self.text[self.position : self.position + 1]
+                return self.ahead(1)
+
+    def ahead(self, count: int) -> str:
+        return self.text[self.position : self.position + count]
 
     def value(self) -> Any:
         """Parse the JSON value here and move behind it. Raises `ValueError` or `RecursionError`."""
@@ -236,48 +239,39 @@ class _Window:
 def _read_array(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
     window = _Window(lines)
     if window.next_character() != "[":  # but a blank that JSON doesn't know
-        found = window.text[window.position : window.position + 20]
-        raise UserError(f"{file}, line {window.line}: found {found!r}, expected '['")
+        raise UserError(f"{file}, line {window.line}: found {window.ahead(20)!r}, expected '['")
     window.move(window.position + 1)
-    index = 0
-    if window.next_character() != "]":
-        while True:
-            window.next_character()
-            line = window.line
-            try:
-                fields = window.value()
-            except (ValueError, RecursionError) as error:
-                if isinstance(error, json.JSONDecodeError):
-                    line += window.text.count("\n", window.position, error.pos)
-                raise UserError(f"{file}, line {line} (record {index}): {_explain(error)}") from None
-            yield RawRecord(Source(file, index, line), fields)
-            character = window.next_character()
-            if character == "]":
-                break
-            if character != ",":
-                found = window.text[window.position : window.position + 20]
-                where = f"{file}, line {window.line}"
-                raise UserError(f"{where}: found {found!r}, expected ',' or ']' after record {index}")
-            window.move(window.position + 1)
-            index += 1
+    for index in count():
+        if window.next_character() == "]" and index == 0:
+            break
+        line = window.line
+        try:
+            fields = window.value()
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                line += window.text.count("\n", window.position, error.pos)
+            raise UserError(f"{file}, line {line} (record {index}): {_explain(error)}") from None
+        yield RawRecord(Source(file, index, line), fields)
+        if window.next_character() == "]":
+            break
+        if window.next_character() != ",":
+            where = f"{file}, line {window.line}"
+            raise UserError(f"{where}: found {window.ahead(20)!r}, expected ',' or ']' after record {index}")
+        window.move(window.position + 1)
     window.move(window.position + 1)
     if window.next_character():
-        found = window.text[window.position : window.position + 40]
-        raise UserError(f"{file}, line {window.line}: found {found!r} after the JSON array, expected nothing")
+        where = f"{file}, line {window.line}"
+        raise UserError(f"{where}: found {window.ahead(40)!r} after the JSON array, expected nothing")
 
 
 def _read_lines(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
-    index = 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip(" \t\r\n"):
-            continue
-        fields: Any
+    filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip(" \t\r\n"))
+    for index, (number, line) in enumerate(filled):
         try:
-            fields = _DECODER.decode(line)
+            fields: Any = _DECODER.decode(line)
         except (ValueError, RecursionError) as error:
             fields = Unreadable(_explain(error), "a JSON object in one line")
         yield RawRecord(Source(file, index, number), fields)
-        index += 1
 
 
 # --- Other shapes -------------------------------------------------------------------------------
@@ -287,14 +281,15 @@ def _read_dialogues(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
     """Records of `Turns`; a line without a speaker continues the turn before it."""
     index, start = -1, 0
     turns: list[tuple[str, list[str]]] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(chain(lines, [DIALOGUE_START]), start=1):  # the end is told as a beginning is
         content = line.strip()
         speaker = next((speaker for speaker in SPEAKERS if content.startswith(f"{speaker}:")), None)
         if content.startswith(DIALOGUE_START):
             if content != DIALOGUE_START:
                 raise UserError(f"{file}, line {number}: found {content[:40]!r}, expected '{DIALOGUE_START}' alone")
             if index >= 0:
-                yield RawRecord(Source(file, index, start), _turns(turns))
+                fields = Turns((speaker, "\n".join(its_lines).strip()) for speaker, its_lines in turns)
+                yield RawRecord(Source(file, index, start), fields)
             index, start, turns = index + 1, number, []
         elif speaker:
             turns.append((speaker, [line.partition(":")[2].rstrip("\r\n")]))
@@ -302,11 +297,6 @@ def _read_dialogues(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
             turns[-1][1].append(line.rstrip("\r\n"))
         elif content:
             raise UserError(f"{file}, line {number}: found {content[:40]!r}, expected '<사람>:' or '<챗봇>:'")
-    yield RawRecord(Source(file, index, start), _turns(turns))
-
-
-def _turns(turns: list[tuple[str, list[str]]]) -> Turns:
-    return Turns((speaker, "\n".join(lines).strip()) for speaker, lines in turns)
 
 
 def _read_csv(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
@@ -351,13 +341,7 @@ def _read_text(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
         yield RawRecord(Source(file, index, index + 1), {"prompt": line.rstrip("\r\n")})
 
 
-_READERS = {
-    "array": _read_array,
-    "lines": _read_lines,
-    "dialogues": _read_dialogues,
-    "csv": _read_csv,
-    "text": _read_text,
-}
+_READ = {"array": _read_array, "lines": _read_lines, "dialogues": _read_dialogues, "csv": _read_csv, "text": _read_text}
 
 
 def _is_dataset(file: str) -> bool:

@@ -1,9 +1,8 @@
 """Self-made sample data in KoChatGPT's file shapes, and a judge that knows the right answers.
 
-The real KoChatGPT files need a download and a model large enough to profit from them. This module writes files of the
-same shapes from small tables of facts, simple enough that a tiny GPT-2 trained from scratch on a CPU can learn them.
-Because every question carries its right answer, ``Judge`` can score any response without a trained model, and a demo
-can show that base < SFT < PPO.
+The real KoChatGPT files need a download and a model large enough to profit from them. These are made of small tables of
+facts, simple enough that a tiny GPT-2 trained from scratch on a CPU can learn them. As every question carries its right
+answer, ``Judge`` scores any response without a trained model, and a demo can show that base < SFT < PPO.
 
 From fact to file: `facts.yaml` has the facts, each asked in several ways; `make_questions` keeps some phrasings of a
 fact for evaluation (some whole facts in arithmetic), and `write_sample_data` gives each question completions of three
@@ -15,7 +14,7 @@ import math
 import random
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +77,9 @@ class _Completions:
 
     def __init__(self, peers: Iterable[Question], rng: random.Random) -> None:
         self._rng = rng
-        self._curts: dict[str, list[str]] = {}
+        self._curts: dict[str, list[str]] = defaultdict(list)
         for peer in peers:
-            self._curts.setdefault(peer.domain, []).append(peer.curt)
-
-    def best(self, question: Question) -> str:
-        return question.full
+            self._curts[peer.domain].append(peer.curt)
 
     def middle(self, question: Question) -> str:
         """Right but curt, or curt and wrong, or polite and wrong."""
@@ -103,16 +99,18 @@ class _Completions:
             return " ".join([self._dull_word(question)] * self._rng.randint(4, 7))
         return " ".join(self._rng.sample(tables()["scraps"], 2))
 
-    def mixed(self, question: Question) -> str:
+    def sft_record(self, question: Question) -> dict[str, object]:
         """A completion of mixed quality, so that reinforcement learning has room to improve."""
-        quality = self._rng.choices((self.best, self.middle, self.worst), (45, 33, 22))[0]
-        return quality(question)
+        worse = self._rng.choices((None, self.middle, self.worst), (45, 33, 22))[0]
+        completion = worse(question) if worse else question.full
+        return {"prompt": question.prompt, "completion": completion, "tokens": len(completion)}
 
-    def ranked(self, question: Question) -> tuple[list[str], list[int]]:
-        """One completion of each quality in random order, and their indices, best first."""
-        best_first = (self.best(question), self.middle(question), self.worst(question))
+    def ranking_record(self, question: Question) -> dict[str, object]:
+        """A completion of each quality in random order, and their indices, best first."""
+        best_first = (question.full, self.middle(question), self.worst(question))
         ranking = self._rng.sample(range(3), 3)
-        return [best_first[ranking.index(index)] for index in range(3)], ranking
+        numbered = {f"completion_{index}": best_first[ranking.index(index)] for index in range(3)}
+        return {"prompt": question.prompt, **numbered, "ranking": ranking}
 
     def _wrong_curt(self, question: Question) -> str:
         """The curt answer to another question of the domain, one that is wrong here."""
@@ -123,12 +121,8 @@ class _Completions:
 
     def _dull_word(self, question: Question) -> str:
         """A word of the prompt that neither answers it nor ends politely."""
-        words = [
-            word
-            for word in re.findall(r"\w{2,}", question.prompt)
-            if not word.endswith(_POLITE_ENDINGS) and not _named(question.answers, word)
-        ]
-        return self._rng.choice(words or ["그거"])
+        words = [word for word in re.findall(r"\w{2,}", question.prompt) if not word.endswith(_POLITE_ENDINGS)]
+        return self._rng.choice([word for word in words if not _named(question.answers, word)] or ["그거"])
 
 
 # --- Files --------------------------------------------------------------------------------------
@@ -152,31 +146,18 @@ def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:
     already, nothing is written and ``FileExistsError`` names it.
     """
     paths = {key: directory / name for key, name in _FILE_NAMES.items()}
-    for path in paths.values():
-        if path.exists():
-            raise FileExistsError(f"Refusing to overwrite {path}")
-
+    for path in filter(Path.exists, paths.values()):
+        raise FileExistsError(f"Refusing to overwrite {path}")
     train, held_out = make_questions(seed)
     for suffix, questions in (("", train), ("_eval", held_out)):
         completions = _Completions(train, random.Random(f"{seed}/completions{suffix}"))
-        write_records(paths[f"sft{suffix}"], "array", (_sft_record(q, completions) for q in questions))
-        write_records(paths[f"rm{suffix}"], "array", (_rm_record(q, completions) for q in questions))
+        write_records(paths[f"sft{suffix}"], "array", map(completions.sft_record, questions))
+        write_records(paths[f"rm{suffix}"], "array", map(completions.ranking_record, questions))
         write_records(paths[f"ppo{suffix}"], "array", ({"prompt": q.prompt} for q in questions))
     text = _pretraining_text(train, random.Random(f"{seed}/text"))
     paths["text"].write_text(text, encoding="utf-8", newline="\n")
     write_records(paths["judge"], "lines", [{"seed": seed}])
     return paths
-
-
-def _sft_record(question: Question, completions: _Completions) -> dict[str, object]:
-    completion = completions.mixed(question)
-    return {"prompt": question.prompt, "completion": completion, "tokens": len(completion)}
-
-
-def _rm_record(question: Question, completions: _Completions) -> dict[str, object]:
-    texts, ranking = completions.ranked(question)
-    numbered = {f"completion_{index}": text for index, text in enumerate(texts)}
-    return {"prompt": question.prompt, **numbered, "ranking": ranking}
 
 
 def _pretraining_text(questions: Sequence[Question], rng: random.Random) -> str:
@@ -222,24 +203,22 @@ class Judge:
 
     def __init__(self, questions: Iterable[Question]) -> None:
         self._questions = {normalized(question.prompt): question for question in questions}
-        answers: dict[str, dict[str, None]] = {}
+        self._domain_answers: dict[str, dict[str, None]] = defaultdict(dict)  # each answer once
         for question in self._questions.values():
-            answers.setdefault(question.domain, {}).update(dict.fromkeys(question.answers))
-        self._domain_answers = {domain: tuple(names) for domain, names in answers.items()}
+            self._domain_answers[question.domain] |= dict.fromkeys(question.answers)
 
     def knows(self, prompt: str) -> bool:
         return normalized(prompt) in self._questions
 
     def score(self, prompt: str, response: str, ended: bool) -> float:
-        question = self._questions.get(normalized(prompt))
-        if question is None:
+        if not self.knows(prompt):
             raise KeyError(f"The judge has no question with the prompt {prompt!r}")
-        text = normalized(response)
+        question, text = self._questions[normalized(prompt)], normalized(response)
         if not text:
             return 0.0
         holds = {
             "correct": self._is_correct(question, text),
-            "polite": _is_polite(text),
+            "polite": re.sub(r"\W+$", "", text).endswith(_POLITE_ENDINGS),
             "korean_only": _is_korean_only(text),
             "ended": ended,
             "not_repeating": not _is_repeating(text),
@@ -250,7 +229,7 @@ class Judge:
         if len(text) > _LONGEST_ANSWER * len(question.full):
             return False
         if all(answer.isdecimal() for answer in question.answers):
-            numbers = _numbers(text)
+            numbers = re.findall(r"(?<!\d)-?\d+(?:\.\d+)?", re.sub(r"(?<=\d),(?=\d{3})", "", text))  # 1,000 is one
             return bool(numbers) and numbers[-1] in question.answers
         named = _named(self._domain_answers[question.domain], text)
         others = [answer for answer in named if answer not in question.answers]
@@ -271,20 +250,10 @@ def _named(answers: Iterable[str], text: str) -> list[str]:
     return [answer for answer in answers if f" {answer}" in words]
 
 
-def _numbers(text: str) -> list[str]:
-    """The whole numbers in ``text`` as written, without the commas between thousands."""
-    return re.findall(r"(?<!\d)-?\d+(?:\.\d+)?", re.sub(r"(?<=\d),(?=\d{3})", "", text))
-
-
-def _is_polite(text: str) -> bool:
-    return re.sub(r"\W+$", "", text).endswith(_POLITE_ENDINGS)
-
-
 def _is_korean_only(text: str) -> bool:
-    rest = [character for character in text if not has_hangul(character)]
+    rest = [c for c in text if not has_hangul(c)]
     is_foreign = (c.isalpha() or unicodedata.category(c).startswith("C") or c == "\ufffd" for c in rest)
-    has_korean = len(rest) < len(text) or re.search(r"\d", text) is not None
-    return has_korean and not any(is_foreign)
+    return (len(rest) < len(text) or re.search(r"\d", text) is not None) and not any(is_foreign)
 
 
 def _is_repeating(text: str) -> bool:

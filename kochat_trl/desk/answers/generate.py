@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from kochat_trl.desk.answers.likeness import distinct
 from kochat_trl.errors import UserError, nearest
 from kochat_trl.models.loading import positions_of
+from kochat_trl.reward.score import score_ids
 from kochat_trl.rows.encode import encode_after, encode_prompts, render
 
 import torch
@@ -146,8 +149,6 @@ def compare_decoding(
 
     `scorer` is a reward model over the same vocabulary; it reads what was generated, also where no end was.
     """
-    from kochat_trl.reward.score import score_ids
-
     rows = []
     prompt_ids = encode_prompts(tokenizer, prompts)
     for name, settings in strategies.items():
@@ -165,18 +166,16 @@ def compare_decoding(
 def print_decodings(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """A table for each prompt, a line for each strategy."""
     scored = any("score" in row for row in rows)
-    for prompt in dict.fromkeys(row["prompt"] for row in rows):
+    for prompt, its_rows in groupby(rows, itemgetter("prompt")):
         table = Table(title=Text(prompt), title_justify="left", show_lines=True)
         table.add_column("decoding")
         table.add_column("answer", overflow="fold", ratio=1)
         for heading in ("tokens", "distinct-2", "log p a token", *(["score"] if scored else [])):
             table.add_column(heading, justify="right")
-        for row in rows:
-            if row["prompt"] == prompt:
-                end = "" if row["ended"] else " …"  # cut at max_new_tokens
-                figures = [f"{row['tokens']}", f"{row['distinct_2']:.2f}", f"{row['logprob']:.2f}"]
-                score = [f"{row['score']:.2f}"] if scored else []
-                table.add_row(row["decoding"], Text(row["completion"] + end), *figures, *score)
+        for row in its_rows:
+            end = "" if row["ended"] else " …"  # cut at max_new_tokens
+            figures = [f"{row[name]:.2f}" for name in ("distinct_2", "logprob", "score") if name in row]
+            table.add_row(row["decoding"], Text(row["completion"] + end), f"{row['tokens']}", *figures)
         console.print(table)
 
 
@@ -196,7 +195,6 @@ class Chat:
         nothing of it, if `text` alone doesn't fit the model.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        forgotten = 0
         while True:
             ids = encode_after(self.tokenizer, [""], [render(self.tokenizer, messages, prompt=True)])[0]
             try:
@@ -206,12 +204,11 @@ class Chat:
                 if len(messages) == 1:
                     raise
                 del messages[:2]
-                forgotten += 1
-        batch = torch.tensor([ids], device=self.model.device)
+        forgotten = (len(self.messages) + 1 - len(messages)) // 2
+        batch = self.tokenizer.pad([{"input_ids": ids}], return_tensors="pt").to(self.model.device)
         streams = self.settings["num_beams"] == 1
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
-        mask = torch.ones_like(batch)
-        output = _generate(self.model, self.config, input_ids=batch, attention_mask=mask, streamer=streamer)
+        output = _generate(self.model, self.config, **batch, streamer=streamer)
         answer = _answer(self.tokenizer, output[0, len(ids) :].tolist())
         if not streams:
             print(answer.text)

@@ -100,9 +100,6 @@ def rank_answers(
         for source in sorted(range(len(answers)), key=worth.__getitem__, reverse=True):
             if answers[source][i].strip():
                 best.setdefault(answers[source][i], worth[source])
-        if len(best) < 2:
-            left_out.append(prompt)
-            continue
         completions = list(best)
         random.Random(f"{seed}/{i}").shuffle(completions)
         tiers = [[completions.index(answer) for answer in tied] for _, tied in groupby(best, best.__getitem__)]

@@ -6,7 +6,7 @@ the rankings the answers themselves support, and which prompts the files share. 
 """
 
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -17,7 +17,7 @@ from kochat_trl.data.rankings import RankingOrder, disputed
 from kochat_trl.data.readers import FileFormat, file_format, read_records
 from kochat_trl.data.records import Dialogue, Kind, Ranking, RawRecord, Record, RecordError, kind_of, parse
 from kochat_trl.data.text import has_hangul
-from kochat_trl.desk.curation.faults import FAULTS, TEXT_FAULTS
+from kochat_trl.desk.curation.faults import FAULTS, TEXT_FAULTS, Level
 from kochat_trl.desk.curation.finders import (
     Item,
     contradictions,
@@ -31,7 +31,6 @@ from kochat_trl.desk.curation.finders import (
 from kochat_trl.desk.statistics import sign_test
 from kochat_trl.errors import UserError
 
-Level = Literal["error", "warning"]
 KEPT = 20  # indices, and messages, kept of each fault
 BINS = 24
 
@@ -168,11 +167,11 @@ class _Audit:
     def __init__(self, file: str, kind: Kind | None, order: RankingOrder):
         self._report = FileReport(file, kind=kind)
         self._order = order
-        self._found: dict[tuple[Level, str], dict[int, str]] = {}  # level, fault → record → an error's message
+        # Level and fault → record → an error's message.
+        self._found: dict[tuple[Level, str], dict[int, str]] = defaultdict(dict)
         self._raws = list(self._read())
-        kinds: Counter[Kind] = Counter(filter(None, map(kind_of, self._raws)))
-        if kind is None and kinds:
-            self._report.kind = kinds.most_common(1)[0][0]
+        kinds: Counter[Kind | None] = Counter(filter(None, map(kind_of, self._raws)))
+        self._report.kind = kind or max(kinds, key=kinds.__getitem__, default=None)
         self._usable = [Item(raw, record) for raw in self._raws if (record := self._parse(raw))]
         self._texts = [
             ((raw.source.index, "answers" if answer else "prompts"), text)
@@ -200,11 +199,8 @@ class _Audit:
         report.turns = {str(number): count for number, count in sorted(turns.items())}
         return report
 
-    def _add(self, fault: str, index: int, error: RecordError | None = None) -> None:
-        """Record `index` has `fault`; with an `error` it can't be used."""
-        level = "error" if error else FAULTS[fault].level
-        message = str(error or "").removeprefix(f"{self._report.path}, ")
-        self._found.setdefault((level, fault), {})[index] = message
+    def _add(self, fault: str, index: int) -> None:
+        self._found[FAULTS[fault].level, fault][index] = ""
 
     def _add_found(self, found: Iterable[tuple[Item, str]]) -> set[Item]:
         """Add what a finder found, and return the records."""
@@ -224,7 +220,7 @@ class _Audit:
         try:
             return parse(raw, self._report.kind or "sft", self._order)
         except RecordError as error:
-            self._add(error.fault, raw.source.index, error)
+            self._found["error", error.fault][raw.source.index] = str(error).removeprefix(f"{self._report.path}, ")
             return None
 
     def _check_texts(self) -> None:

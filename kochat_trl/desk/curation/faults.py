@@ -80,6 +80,7 @@ def _mend_stray_quote(text: str) -> str:
 
 # --- The table ----------------------------------------------------------------------------------
 
+Level = Literal["error", "warning"]
 _MENDS: dict[str, Callable[[str], str]] = {
     "swallowed": _mend_swallowed,
     "escape": _mend_escape,
@@ -100,7 +101,7 @@ class Fault:
     mend: Callable[[str], str] | None  # for a fault of a single text
     says: str
     fix: str
-    level: Literal["error", "warning"] = "warning"
+    level: Level = "warning"
     default: bool = True  # whether `clean` applies the fix where no --fix is given
 
 

@@ -4,6 +4,7 @@ Each fact is asked in several ways, with the particles that each word takes.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -76,7 +77,7 @@ def _rows(topic: dict[str, Any]) -> list[_Row]:
     return rows + [row[::-1] for row in rows] if topic.get("both_ways") else rows
 
 
-def _topic_facts(topic: dict[str, Any], synonyms: dict[str, str]) -> list[Fact]:
+def _topic_facts(topic: dict[str, Any], synonyms: dict[str, str]) -> Iterator[Fact]:
     """A fact for each row of a topic."""
     pairs = (product(stems.split("/"), endings.split("/")) for stems, endings in topic["ask"].items())
     prompts = [f"{stem} {ending}" for some in pairs for stem, ending in some]
@@ -84,29 +85,25 @@ def _topic_facts(topic: dict[str, Any], synonyms: dict[str, str]) -> list[Fact]:
     curts = topic.get("curts", "{a}/{a}./{a:이야}").split("/")
     rows, full = _rows(topic), topic["full"]
     size = topic.get("pool", len(rows))
-    facts = []
     for place, row in enumerate(rows):
         first = place - place % size
         pool = dict.fromkeys(other[-1] for other in rows[first : first + size])
         *cells, answer = map(_Word, row)
         slots = dict(zip("xyz", cells, strict=False))
-        facts.append(
-            Fact(
-                domain=topic["domain"],
-                prompts=tuple(template.format(**slots) for template in prompts),
-                answers=(str(answer), *filter(None, synonyms.get(answer, "").split("/"))),
-                full=full.format(**slots, a=answer),
-                wrongs=tuple(full.format(**slots, a=_Word(other)) for other in pool if other != answer),
-                curts=tuple(template.format(**slots, a=answer) for template in curts),
-                held_out_whole=topic.get("held_out_whole", False),
-            )
+        yield Fact(
+            domain=topic["domain"],
+            prompts=tuple(template.format(**slots) for template in prompts),
+            answers=(str(answer), *filter(None, synonyms.get(answer, "").split("/"))),
+            full=full.format(**slots, a=answer),
+            wrongs=tuple(full.format(**slots, a=_Word(other)) for other in pool if other != answer),
+            curts=tuple(template.format(**slots, a=answer) for template in curts),
+            held_out_whole=topic.get("held_out_whole", False),
         )
-    return facts
 
 
-def _small_talk_facts(intents: list[dict[str, str]]) -> list[Fact]:
-    return [
-        Fact(
+def _small_talk_facts(intents: list[dict[str, str]]) -> Iterator[Fact]:
+    for intent in intents:
+        yield Fact(
             domain="small_talk",
             prompts=tuple(intent["prompts"].split("/")),
             answers=tuple(intent["keywords"].split("/")),
@@ -114,8 +111,6 @@ def _small_talk_facts(intents: list[dict[str, str]]) -> list[Fact]:
             wrongs=tuple(other["reply"] for other in intents if other is not intent),
             curts=(intent["curt"], f"{intent['curt']}."),
         )
-        for intent in intents
-    ]
 
 
 @cache

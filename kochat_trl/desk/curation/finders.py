@@ -16,6 +16,8 @@ from kochat_trl.data.records import Dialogue, Prompt, Ranking, RawRecord, Record
 from kochat_trl.data.text import has_hangul, normalized
 from kochat_trl.desk.curation.faults import is_answer, texts
 
+from tqdm import tqdm
+
 BATCH = 1000  # texts, or records, that are tokenized together
 
 
@@ -171,7 +173,5 @@ def row_lengths(items: Sequence[AnItem], tokenizer: Any, desc: str = "Tokenizing
 
 
 def _batches(rows: Sequence[Any], desc: str) -> Iterator[Sequence[Any]]:
-    from tqdm import tqdm
-
     for start in tqdm(range(0, len(rows), BATCH), desc=desc, delay=2, leave=False):
         yield rows[start : start + BATCH]

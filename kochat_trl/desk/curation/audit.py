@@ -17,25 +17,13 @@ from kochat_trl.data.rankings import RankingOrder, disputed
 from kochat_trl.data.readers import FileFormat, file_format, read_records
 from kochat_trl.data.records import Dialogue, Kind, Ranking, RawRecord, Record, RecordError, kind_of, parse
 from kochat_trl.data.text import has_hangul
+from kochat_trl.desk.curation import finders
 from kochat_trl.desk.curation.faults import FAULTS, TEXT_FAULTS, Level
-from kochat_trl.desk.curation.finders import (
-    Item,
-    contradictions,
-    overlaps,
-    own_faults,
-    repeats,
-    row_lengths,
-    tokenized,
-    written_texts,
-)
 from kochat_trl.desk.statistics import sign_test
 from kochat_trl.errors import UserError
 
 KEPT = 20  # indices, and messages, kept of each fault
 BINS = 24
-
-
-# --- The report ---------------------------------------------------------------------------------
 
 
 @dataclass
@@ -158,9 +146,6 @@ def check_files(
     return Report([audit.finished() for audit in audits], overlaps)
 
 
-# --- One file -----------------------------------------------------------------------------------
-
-
 class _Audit:
     """The audit of one file. Checks fill in the report and `_found`; `finished` sums up what was found."""
 
@@ -172,17 +157,17 @@ class _Audit:
         self._raws = list(self._read())
         kinds: Counter[Kind | None] = Counter(filter(None, map(kind_of, self._raws)))
         self._report.kind = kind or max(kinds, key=kinds.__getitem__, default=None)
-        self._usable = [Item(raw, record) for raw in self._raws if (record := self._parse(raw))]
+        self._usable = [finders.Item(raw, record) for raw in self._raws if (record := self._parse(raw))]
         self._texts = [
             ((raw.source.index, "answers" if answer else "prompts"), text)
             for raw in self._raws
-            for answer, text in written_texts(raw)
+            for answer, text in finders.written_texts(raw)
         ]
         self._check_texts()
-        for finder in (own_faults, contradictions, partial(repeats, fault="repeated_prompt")):
+        for finder in (finders.own_faults, finders.contradictions, partial(finders.repeats, fault="repeated_prompt")):
             self._add_found(finder(self._usable))
-        copies = self._add_found(repeats(self._usable, "duplicate"))
-        self._add_found(repeats([item for item in self._usable if item not in copies], "near_duplicate"))
+        copies = self._add_found(finders.repeats(self._usable, "duplicate"))
+        self._add_found(finders.repeats([item for item in self._usable if item not in copies], "near_duplicate"))
         self._judge_rankings()
 
     def finished(self) -> FileReport:
@@ -202,7 +187,7 @@ class _Audit:
     def _add(self, fault: str, index: int) -> None:
         self._found[FAULTS[fault].level, fault][index] = ""
 
-    def _add_found(self, found: Iterable[tuple[Item, str]]) -> set[Item]:
+    def _add_found(self, found: Iterable[tuple[finders.Item, str]]) -> set[finders.Item]:
         """Add what a finder found, and return the records."""
         pairs = list(found)
         for item, fault in pairs:
@@ -255,11 +240,11 @@ class _Audit:
         lengths: dict[str, list[int]] = {"prompts": [], "answers": [], "with template": []}
         usable = {item.raw.source.index for item in self._usable}
         desc = f"Tokenizing {self._report.path}"
-        for (index, role), count, faults in tokenized(self._texts, tokenizer, desc):
+        for (index, role), count, faults in finders.tokenized(self._texts, tokenizer, desc):
             lengths[role].append(count)
             for fault in faults if index in usable else ():
                 self._add(fault, index)
-        for item, count in row_lengths(self._usable, tokenizer, desc):
+        for item, count in finders.row_lengths(self._usable, tokenizer, desc):
             lengths["with template"].append(count)
             if max_length is not None and count > max_length:
                 self._add("overlong", item.raw.source.index)
@@ -270,7 +255,7 @@ class _Audit:
         one, two = ({item.prompt_key for item in audit._usable} for audit in (self, other))
         if not (shared := one & two):
             return None
-        counts = [len(audit._add_found(overlaps(audit._usable, shared))) for audit in (self, other)]
+        counts = [len(audit._add_found(finders.overlaps(audit._usable, shared))) for audit in (self, other)]
         shares = (counts[0] / len(self._usable), counts[1] / len(other._usable))
         return Overlap((self._report.path, other._report.path), len(shared), (counts[0], counts[1]), shares)
 
@@ -283,9 +268,6 @@ def measure(values: Sequence[int]) -> Lengths:
     bins = Counter(min(value // width, BINS - 1) for value in values)
     mean = statistics.fmean(values)
     return Lengths(len(values), ordered[0], median, p95, ordered[-1], mean, width, [bins[i] for i in range(BINS)])
-
-
-# --- The reading of rankings ---------------------------------------------------------------------
 
 
 def _distinct_share(text: str) -> float:

@@ -16,8 +16,6 @@ from kochat_trl.data.records import ANSWER_FIELDS, COMPLETION_FIELD, RawRecord, 
 
 import yaml
 
-# --- Texts --------------------------------------------------------------------------------------
-
 _SWALLOWED = re.compile(r"""["'],\s*["'](?:prompt|completion|tokens?)["']\s*:""")
 _OWN_JSON = re.compile(r"""\{\s*["']""")
 _LINE_END = re.compile("\r\n?|[\n\v\f\u2028\u2029\x85]")
@@ -78,8 +76,6 @@ def _mend_stray_quote(text: str) -> str:
         text = body[1:].lstrip()
 
 
-# --- The table ----------------------------------------------------------------------------------
-
 Level = Literal["error", "warning"]
 _MENDS: dict[str, Callable[[str], str]] = {
     "swallowed": _mend_swallowed,
@@ -108,9 +104,6 @@ class Fault:
 _TABLE = yaml.safe_load(files(__package__).joinpath("faults.yaml").read_text(encoding="utf-8"))
 FAULTS = {name: Fault(name, _MENDS.get(name), **row) for name, row in _TABLE.items()}
 TEXT_FAULTS = [fault for fault in FAULTS.values() if fault.mend]
-
-
-# --- The texts of a record ----------------------------------------------------------------------
 
 
 def texts(raw: RawRecord) -> dict[str | int, str]:

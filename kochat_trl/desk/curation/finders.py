@@ -56,9 +56,6 @@ def written_texts(raw: RawRecord) -> list[tuple[bool, str]]:
     return [(is_answer(name), text) for name, text in texts(raw).items() if text.strip()]
 
 
-# --- By itself ----------------------------------------------------------------------------------
-
-
 def own_faults(items: Sequence[AnItem]) -> Found[AnItem]:
     """`replacement`, `no_hangul`, `tied`, `three_cycle`.
 
@@ -83,8 +80,6 @@ def overlaps(items: Sequence[AnItem], prompts: Collection[str]) -> Found[AnItem]
     """`overlap`: the prompt is one of `prompts`, those of other files as `prompt_key` has them."""
     return ((item, "overlap") for item in items if item.prompt_key in prompts)
 
-
-# --- Among the others ---------------------------------------------------------------------------
 
 _SAME: dict[str, Callable[[Item], Any]] = {
     "duplicate": lambda item: (item.contents, item.tiers),
@@ -120,9 +115,6 @@ def contradictions(items: Sequence[AnItem]) -> Found[AnItem]:
         both = places | having.get((prompt, worse, better), places)
         if better != worse and (prompt, worse, better) in having and len(both) > 1:
             yield from ((items[place], "contradiction") for place in both)
-
-
-# --- With a tokenizer ---------------------------------------------------------------------------
 
 
 def bad_tokens(items: Sequence[AnItem], tokenizer: Any) -> Found[AnItem]:

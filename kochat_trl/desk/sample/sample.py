@@ -244,16 +244,10 @@ class _Completions:
 
 # --- Files --------------------------------------------------------------------------------------
 
-_FILE_NAMES = {
-    "sft": "kochatgpt_1_SFT.jsonl",
-    "rm": "kochatgpt_2_RM.jsonl",
-    "ppo": "kochatgpt_3_PPO.jsonl",
-    "sft_eval": "kochatgpt_1_SFT.heldout.jsonl",
-    "rm_eval": "kochatgpt_2_RM.heldout.jsonl",
-    "ppo_eval": "kochatgpt_3_PPO.heldout.jsonl",
-    "text": "pretraining.txt",
-    "judge": "judge.json",
-}
+_STEMS = {"sft": "kochatgpt_1_SFT", "rm": "kochatgpt_2_RM", "ppo": "kochatgpt_3_PPO"}
+_FILE_NAMES = {key: f"{stem}.jsonl" for key, stem in _STEMS.items()}
+_FILE_NAMES |= {f"{key}_eval": f"{stem}.heldout.jsonl" for key, stem in _STEMS.items()}
+_FILE_NAMES |= {"text": "pretraining.txt", "judge": "judge.json"}
 
 
 def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:

@@ -9,8 +9,7 @@ from typing import Any
 
 from kochat_trl.cli import options as opt
 from kochat_trl.cli.options import command, console, flag
-from kochat_trl.data.parsing import read_parsed
-from kochat_trl.data.readers import read_records
+from kochat_trl.data.readers import read_parsed, read_records
 from kochat_trl.data.records import RecordError, kind_of, parse
 from kochat_trl.desk.curation.build import gather_answers, gather_scores, rank_answers, read_prompts, split_file
 from kochat_trl.desk.curation.faults import FAULTS

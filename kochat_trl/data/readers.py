@@ -1,4 +1,4 @@
-"""File shapes → raw records with their file, line and index.
+"""Files → records: raw ones with their file, line and index, and what is made of them.
 
 The shape is sniffed from the first bytes, never guessed from the file's name: KoChatGPT's `.jsonl` files are JSON
 arrays, and one of them is not JSON at all. Files are read as a stream, so what they take in memory doesn't grow with
@@ -14,17 +14,20 @@ import re
 import reprlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
-from kochat_trl.data.records import ANSWER_FIELDS, RawRecord, Source, Turns, Unreadable
+from kochat_trl.data.records import ANSWER_FIELDS, BrokenRecordsError, RawRecord, RecordError, Source, Turns, Unreadable
 from kochat_trl.errors import UserError
 
+from tqdm import tqdm
+
+Parsed = TypeVar("Parsed")
 Shape = Literal["array", "lines", "dialogues", "csv", "text", "dataset"]
 DIALOGUE_START = "<<start conversation>>"
 SPEAKERS = ("<사람>", "<챗봇>")
@@ -66,6 +69,32 @@ def read_records(path: str | Path) -> Iterator[RawRecord]:
         lines = _decode(file, stream)
         shape, head, _ = _sniff(file, lines)
         yield from _READ[shape](file, chain(head, lines))
+
+
+def read_parsed(
+    files: Sequence[str],
+    parse: Callable[[RawRecord], Parsed],
+    invalid: list[RecordError],
+    skip_invalid: bool = False,
+    limit: int | None = None,
+) -> Iterator[tuple[Source, Parsed]]:
+    """Yield what `parse` makes of each of the first `limit` records of `files`, and where it came from.
+
+    The errors of those that it raises a `RecordError` for are added to `invalid`. All files are read before it raises
+    `BrokenRecordsError` for them, so that a person sees all that is wrong; it doesn't if `skip_invalid`.
+    """
+    raws = (raw for file in files for raw in tqdm(read_records(file), desc=f"Reading {file}", delay=2, leave=False))
+    read = 0
+    for raw in islice(raws, limit):
+        read += 1
+        try:
+            parsed = parse(raw)
+        except RecordError as error:
+            invalid.append(error)
+        else:
+            yield raw.source, parsed
+    if invalid and not skip_invalid:
+        raise BrokenRecordsError(invalid, read)
 
 
 def file_format(path: str | Path) -> FileFormat:

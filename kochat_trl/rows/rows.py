@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.data.parsing import read_parsed
+from kochat_trl.data.readers import read_parsed
 from kochat_trl.data.records import (
     BrokenRecordsError,
     Described,

@@ -6,8 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.data.parsing import read_parsed
-from kochat_trl.data.readers import file_format, read_records
+from kochat_trl.data.readers import file_format, read_parsed, read_records
 from kochat_trl.data.records import RawRecord, RecordError, Turns, parse_prompt, parse_sft
 from kochat_trl.data.text import normalized
 from kochat_trl.desk.writers import write_stream

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from kochat_trl.data.parsing import read_parsed
 from kochat_trl.data.rankings import RankingOrder
+from kochat_trl.data.readers import read_parsed
 from kochat_trl.data.records import Dialogue, Ranking, RecordError, kind_of, parse
 from kochat_trl.desk.evaluation.metrics import ScoredAnswer, ScoredRanking
 from kochat_trl.errors import UserError

@@ -125,21 +125,17 @@ def _open(file: str) -> Iterator[BufferedIOBase]:
 
 def _decode(file: str, stream: BufferedIOBase) -> Iterator[str]:
     """The lines of a file, with their ends; a line ends at `\\n` alone."""
-    for number in count(1):
-        try:
-            line = stream.readline()
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{file}, line {number}: can't be read on: {error}") from None
-        if not line:
-            return
-        if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise UserError(f"{file}: is UTF-16, expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8")
-        try:
+    number, line = 0, b""
+    try:
+        for number, line in enumerate(iter(stream.readline, b""), start=1):
+            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise UserError(f"{file}: is UTF-16, expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8")
             yield line.decode()
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{file}, line {number}: not UTF-8 at byte {error.start} of the line.{_try_cp949(line)}"
-            ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{file}, line {number + 1}: can't be read on: {error}") from None
+    except UnicodeDecodeError as error:
+        where = f"{file}, line {number}"
+        raise UserError(f"{where}: not UTF-8 at byte {error.start} of the line.{_try_cp949(line)}") from None
 
 
 def _try_cp949(line: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from kochat_trl.data.rankings import disputed
@@ -23,6 +24,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 UNSEEN = "not trained on, label −100"
 TRAINED = "trained on, label = id"
+WHOLE = "tokens and ids"  # of a sequence without labels
 
 
 def show_record(
@@ -38,18 +40,19 @@ def show_record(
         messages = [{"role": "user", "content": record.prompt}]
         _print_text("templated text", render(template, messages, prompt=True), console)
         if tokenizer:
-            _print_tokens(tokenizer, encode_prompt(tokenizer, record.prompt), None, console)
+            _print_ids(tokenizer, encode_prompt(tokenizer, record.prompt), None, console)
     elif isinstance(record, Dialogue):
         _print_text("templated text", render(template, record.messages), console)
         if tokenizer:
-            _print_tokens(tokenizer, *encode_dialogue(tokenizer, record.messages), console)
+            ids, labels = encode_dialogue(tokenizer, record.messages)
+            _print_ids(tokenizer, ids, _parts(labels), console)
     else:
         _print_ranking(raw, record, options, console)
         for i, completion in enumerate(record.completions):
             turns = conversation(record.prompt, completion)
             _print_text(f"completion {i}, templated text", render(template, turns), console)
             if tokenizer:
-                _print_tokens(tokenizer, encode_dialogue(tokenizer, turns)[0], None, console)
+                _print_ids(tokenizer, encode_dialogue(tokenizer, turns)[0], None, console)
 
 
 def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> None:
@@ -86,7 +89,10 @@ def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> N
         rows.add_row(name, str(mask.count(1)), padding, trained)
     console.print(rows)
     console.print("the first sequence:", style="bold")
-    _print_tokens(tokenizer, batch["input_ids"][0].tolist(), labels[0], console, masks[0])
+    ids = batch["input_ids"][0].tolist()
+    parts = _parts(labels[0]) if labels[0] else [WHOLE] * len(ids)
+    shown = [part if real else "padding" for part, real in zip(parts, masks[0], strict=True)]
+    _print_ids(tokenizer, ids, shown, console)
 
 
 def collator(stage: Stage, tokenizer: PreTrainedTokenizerBase, training: Any) -> Any:
@@ -121,28 +127,18 @@ def _print_text(title: str, text: str, console: Console) -> None:
     console.print(Text(text))
 
 
-def _print_tokens(
-    tokenizer: PreTrainedTokenizerBase,
-    ids: list[int],
-    labels: list[int] | None,
-    console: Console,
-    mask: list[int] | None = None,
-) -> None:
-    """Tokens with their ids, in runs of the same part: padding, not trained on, trained on."""
+def _parts(labels: list[int]) -> list[str]:
+    return [UNSEEN if label == IGNORED else TRAINED for label in labels]
 
-    def part(i: int) -> str:
-        if mask is not None and not mask[i]:
-            return "padding"
-        if labels is None:
-            return "tokens and ids"
-        return UNSEEN if labels[i] == IGNORED else TRAINED
 
-    for name, run in groupby(range(len(ids)), part):
-        places = list(run)
-        console.print(f"\n[bold]{name}[/bold]: {len(places)}")
+def _print_ids(tokenizer: PreTrainedTokenizerBase, ids: list[int], parts: list[str] | None, console: Console) -> None:
+    """Tokens with their ids, in runs of the same part; of one part, `WHOLE`, unless given."""
+    for part, run in groupby(zip(parts or [WHOLE] * len(ids), ids, strict=True), itemgetter(0)):
+        its_ids = [token_id for _, token_id in run]
+        console.print(f"\n[bold]{part}[/bold]: {len(its_ids)}")
         line = Text()
-        for i in places:
-            token = str(tokenizer.convert_ids_to_tokens(ids[i])).replace("\n", "⏎")
-            line.append(token, style="green" if name == TRAINED else "")
-            line.append(f"\u00a0{ids[i]}  ", style="dim")  # no line break between a token and its id
+        for token_id in its_ids:
+            token = str(tokenizer.convert_ids_to_tokens(token_id)).replace("\n", "⏎")
+            line.append(token, style="green" if part == TRAINED else "")
+            line.append(f"\u00a0{token_id}  ", style="dim")  # no line break between a token and its id
         console.print(line)

@@ -183,9 +183,6 @@ def make_questions(seed: int) -> tuple[list[Question], list[Question]]:
     return train, held_out
 
 
-# --- Completions of three qualities -------------------------------------------------------------
-
-
 class _Completions:
     """Draws completions of clearly different qualities for a question.
 
@@ -287,8 +284,6 @@ def _pretraining_text(questions: Sequence[Question], rng: random.Random) -> str:
     rng.shuffle(passages)
     return "\n".join(passages) + "\n"
 
-
-# --- Judge --------------------------------------------------------------------------------------
 
 WEIGHTS: Mapping[str, float] = {"correct": 0.4, "polite": 0.2, "korean_only": 0.2, "ended": 0.1, "not_repeating": 0.1}
 _POLITE_ENDINGS = ("요", "니다")

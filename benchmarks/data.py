@@ -25,7 +25,7 @@ from typing import Any
 
 from kochat_trl.data.readers import read_records
 from kochat_trl.data.records import Kind, parse
-from kochat_trl.rows.rows import text_rows
+from kochat_trl.desk.curation.convert import text_rows
 from kochat_trl.settings.keys import DataArguments
 
 from common import memory, run_alone, write_json

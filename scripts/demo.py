@@ -41,10 +41,10 @@ def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, list[str]], list[
     """Mean judge score, with its interval, of base, SFT and PPO on every held-out prompt; four answers of each."""
     from kochat_trl.desk.answers.generate import decoding, generate_answers
     from kochat_trl.desk.sample.sample import Judge, make_questions
+    from kochat_trl.desk.statistics import mean_interval
     from kochat_trl.models.loading import load_policy
     from kochat_trl.models.tokenizer import load_tokenizer
     from kochat_trl.settings.keys import ModelArguments
-    from kochat_trl.statistics import mean_interval
 
     train, held_out = make_questions(seed)
     judge, prompts = Judge([*train, *held_out]), [question.prompt for question in held_out]

@@ -9,12 +9,11 @@ from typing import Any
 
 from kochat_trl.cli import options as opt
 from kochat_trl.cli.options import command, console, flag
-from kochat_trl.data.parsing import read_parsed
-from kochat_trl.data.readers import read_records
+from kochat_trl.data.readers import read_parsed, read_records
 from kochat_trl.data.records import RecordError, kind_of, parse
-from kochat_trl.data.writers import write_records
 from kochat_trl.desk.curation.build import gather_answers, gather_scores, rank_answers, read_prompts, split_file
 from kochat_trl.desk.curation.faults import FAULTS
+from kochat_trl.desk.writers import write_records
 from kochat_trl.errors import UserError
 from kochat_trl.files import refuse_existing
 
@@ -43,7 +42,7 @@ def check_data(args: argparse.Namespace) -> None:
     Exits with 1 if there is an error, which the recipes would refuse; with 0 if there are warnings only.
     """
     from kochat_trl.desk.curation.audit import check_files
-    from kochat_trl.desk.curation.audit_view import print_report
+    from kochat_trl.desk.curation.view import print_report
 
     report = check_files(args.files, **_reading(args))
     if args.json:
@@ -69,7 +68,7 @@ def show_data(args: argparse.Namespace) -> None:
     if (args.file is None) == (args.config is None) or (args.config and not args.stage):
         raise UserError("give either FILE, or --config with --stage")
     from kochat_trl.desk.curation.show import show_batch, show_record
-    from kochat_trl.models.tokenizer import template_tokenizer
+    from kochat_trl.settings.keys import DataArguments
     from kochat_trl.settings.parse import parse_arguments
 
     if args.config:
@@ -81,9 +80,8 @@ def show_data(args: argparse.Namespace) -> None:
     raw = raws[-1]
     kind = args.kind or kind_of(raw) or "sft"  # nothing that is known: the error says what is
     record = parse(raw, kind, args.ranking_order)
-    tokenizer = opt.tokenizer_of(args.tokenizer)
-    reading = (args.ranking_order, args.pairs)
-    show_record(raw, record, *reading, tokenizer or template_tokenizer(), tokenizer is not None, console())
+    options = DataArguments(ranking_order=args.ranking_order, pairs=args.pairs)
+    show_record(raw, record, options, opt.tokenizer_of(args.tokenizer), console())
 
 
 @command(
@@ -106,8 +104,7 @@ def convert_data(args: argparse.Namespace) -> None:
     sft: prompt and completion (`text` for a dialogue of several exchanges; `messages` without template).
     preference: prompt, chosen, rejected, and the group that pairs of one ranking share. prompt: prompt.
     """
-    from kochat_trl.models.tokenizer import template_tokenizer
-    from kochat_trl.rows.rows import text_rows
+    from kochat_trl.desk.curation.convert import template_tokenizer, text_rows
     from kochat_trl.settings.keys import DataArguments
 
     refuse_existing(args.output)
@@ -143,7 +140,8 @@ def convert_data(args: argparse.Namespace) -> None:
 )
 def clean_data(args: argparse.Namespace) -> None:
     """Mend or drop faulty records: writes a new file in KoChatGPT's shape, and a report of every change."""
-    from kochat_trl.desk.curation.clean import clean_file, print_summary
+    from kochat_trl.desk.curation.clean import clean_file
+    from kochat_trl.desk.curation.view import print_summary
 
     report = args.report or f"{args.output}.report.jsonl"
     settings = {"report": report, "fixes": args.fix, "against": args.against}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kochat_trl.cli import options as opt
 from kochat_trl.cli.options import command, console, flag
-from kochat_trl.data.writers import write_records
+from kochat_trl.desk.writers import write_records
 from kochat_trl.errors import UserError
 from kochat_trl.files import refuse_existing
 

@@ -5,8 +5,7 @@ best and completion 1 the worst. KoChatGPT's own trainer reads it as "rank of co
 turns 4 of the 18 pairs over the six permutations of three upside down (docs/data.md has the table).
 """
 
-from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any, Literal, NamedTuple
 
 RankingOrder = Literal["best_first", "rank_of"]
@@ -32,22 +31,19 @@ def ranking_tiers(ranking: Any, count: int, order: RankingOrder = "best_first") 
     Raises `ValueError`, with what was expected, if `ranking` isn't one of `count` completions.
     """
     if order == "rank_of":
-        expected = f"the rank of each of the {count} completions: {count} whole numbers or nulls"
-        if not isinstance(ranking, list) or len(ranking) != count:
-            raise ValueError(expected)
-        if not all(rank is None or _is_index(rank) for rank in ranking):
-            raise ValueError(expected)
+        if (
+            not isinstance(ranking, list)
+            or len(ranking) != count
+            or not all(r is None or _is_index(r) for r in ranking)
+        ):
+            raise ValueError(f"the rank of each of the {count} completions: {count} whole numbers or nulls")
         ranks = sorted({rank for rank in ranking if rank is not None})
         return tuple(tuple(i for i in range(count) if ranking[i] == rank) for rank in ranks)
-    expected = f"indices from 0 to {count - 1}, best first, none twice; a list inside is a tie"
-    if not isinstance(ranking, list):
-        raise ValueError(expected)
-    tiers = [tier if isinstance(tier, list) else [tier] for tier in ranking]
+    tiers = [tier if isinstance(tier, list) else [tier] for tier in ranking] if isinstance(ranking, list) else [[]]
     named = [index for tier in tiers for index in tier]
-    if not all(_is_index(index) and 0 <= index < count for index in named) or not all(tiers):
-        raise ValueError(expected)
-    if len(set(named)) < len(named):
-        raise ValueError(expected)
+    are_indices = all(_is_index(index) and 0 <= index < count for index in named)
+    if not all(tiers) or not are_indices or len(set(named)) < len(named):
+        raise ValueError(f"indices from 0 to {count - 1}, best first, none twice; a list inside is a tie")
     return tuple(map(tuple, tiers))
 
 
@@ -64,12 +60,15 @@ def tier_pairs(tiers: Tiers, pairs: Pairs = "all") -> list[Pair]:
     return found
 
 
-def readings_differ(ranking: Sequence[int]) -> bool:
-    """Whether the two readings of a permutation differ: they don't where it is its own inverse.
+def disputed(ranking: list[Any], count: int) -> list[tuple[int, int]]:
+    """The pairs (i, j) where best_first prefers i and rank_of prefers j; only a permutation of all `count` has any.
 
-    Of the six permutations of three they differ on the 3-cycles, [1, 2, 0] and [2, 0, 1].
+    Of the six permutations of three these are the 3-cycles, [1, 2, 0] and [2, 0, 1], with two such pairs each.
     """
-    return any(ranking[index] != place for place, index in enumerate(ranking))
+    if not all(map(_is_index, ranking)) or sorted(ranking) != list(range(count)):
+        return []
+    place = ranking.index
+    return [(i, j) for i, j in permutations(range(count), 2) if place(i) < place(j) and ranking[i] > ranking[j]]
 
 
 def _is_index(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""File shapes → raw records with their file, line and index.
+"""Files → records: raw ones with their file, line and index, and what is made of them.
 
 The shape is sniffed from the first bytes, never guessed from the file's name: KoChatGPT's `.jsonl` files are JSON
 arrays, and one of them is not JSON at all. Files are read as a stream, so what they take in memory doesn't grow with
@@ -14,17 +14,20 @@ import re
 import reprlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
-from kochat_trl.data.records import ANSWER_FIELDS, RawRecord, Source, Turns, Unreadable
+from kochat_trl.data.records import ANSWER_FIELDS, BrokenRecordsError, RawRecord, RecordError, Source, Turns, Unreadable
 from kochat_trl.errors import UserError
 
+from tqdm import tqdm
+
+Parsed = TypeVar("Parsed")
 Shape = Literal["array", "lines", "dialogues", "csv", "text", "dataset"]
 DIALOGUE_START = "<<start conversation>>"
 SPEAKERS = ("<사람>", "<챗봇>")
@@ -65,7 +68,33 @@ def read_records(path: str | Path) -> Iterator[RawRecord]:
     with _open(file) as stream:
         lines = _decode(file, stream)
         shape, head, _ = _sniff(file, lines)
-        yield from _READERS[shape](file, chain(head, lines))
+        yield from _READ[shape](file, chain(head, lines))
+
+
+def read_parsed(
+    files: Sequence[str],
+    parse: Callable[[RawRecord], Parsed],
+    invalid: list[RecordError],
+    skip_invalid: bool = False,
+    limit: int | None = None,
+) -> Iterator[tuple[Source, Parsed]]:
+    """Yield what `parse` makes of each of the first `limit` records of `files`, and where it came from.
+
+    The errors of those that it raises a `RecordError` for are added to `invalid`. All files are read before it raises
+    `BrokenRecordsError` for them, so that a person sees all that is wrong; it doesn't if `skip_invalid`.
+    """
+    raws = (raw for file in files for raw in tqdm(read_records(file), desc=f"Reading {file}", delay=2, leave=False))
+    read = 0
+    for raw in islice(raws, limit):
+        read += 1
+        try:
+            parsed = parse(raw)
+        except RecordError as error:
+            invalid.append(error)
+        else:
+            yield raw.source, parsed
+    if invalid and not skip_invalid:
+        raise BrokenRecordsError(invalid, read)
 
 
 def file_format(path: str | Path) -> FileFormat:
@@ -96,21 +125,17 @@ def _open(file: str) -> Iterator[BufferedIOBase]:
 
 def _decode(file: str, stream: BufferedIOBase) -> Iterator[str]:
     """The lines of a file, with their ends; a line ends at `\\n` alone."""
-    for number in count(1):
-        try:
-            line = stream.readline()
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{file}, line {number}: can't be read on: {error}") from None
-        if not line:
-            return
-        if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise UserError(f"{file}: is UTF-16, expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8")
-        try:
+    number, line = 0, b""
+    try:
+        for number, line in enumerate(iter(stream.readline, b""), start=1):
+            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise UserError(f"{file}: is UTF-16, expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8")
             yield line.decode()
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{file}, line {number}: not UTF-8 at byte {error.start} of the line.{_try_cp949(line)}"
-            ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{file}, line {number + 1}: can't be read on: {error}") from None
+    except UnicodeDecodeError as error:
+        where = f"{file}, line {number}"
+        raise UserError(f"{where}: not UTF-8 at byte {error.start} of the line.{_try_cp949(line)}") from None
 
 
 def _try_cp949(line: bytes) -> str:
@@ -216,7 +241,10 @@ class _Window:
         while True:
             self.move(_BLANK.match(self.text, self.position).end())  # type: ignore[union-attr]
             if self.position < len(self.text) or not self.fill(_LINES_AT_ONCE):
-                return self.text[self.position : self.position + 1]
+                return self.ahead(1)
+
+    def ahead(self, count: int) -> str:
+        return self.text[self.position : self.position + count]
 
     def value(self) -> Any:
         """Parse the JSON value here and move behind it. Raises `ValueError` or `RecursionError`."""
@@ -236,48 +264,39 @@ class _Window:
 def _read_array(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
     window = _Window(lines)
     if window.next_character() != "[":  # but a blank that JSON doesn't know
-        found = window.text[window.position : window.position + 20]
-        raise UserError(f"{file}, line {window.line}: found {found!r}, expected '['")
+        raise UserError(f"{file}, line {window.line}: found {window.ahead(20)!r}, expected '['")
     window.move(window.position + 1)
-    index = 0
-    if window.next_character() != "]":
-        while True:
-            window.next_character()
-            line = window.line
-            try:
-                fields = window.value()
-            except (ValueError, RecursionError) as error:
-                if isinstance(error, json.JSONDecodeError):
-                    line += window.text.count("\n", window.position, error.pos)
-                raise UserError(f"{file}, line {line} (record {index}): {_explain(error)}") from None
-            yield RawRecord(Source(file, index, line), fields)
-            character = window.next_character()
-            if character == "]":
-                break
-            if character != ",":
-                found = window.text[window.position : window.position + 20]
-                where = f"{file}, line {window.line}"
-                raise UserError(f"{where}: found {found!r}, expected ',' or ']' after record {index}")
-            window.move(window.position + 1)
-            index += 1
+    for index in count():
+        if window.next_character() == "]" and index == 0:
+            break
+        line = window.line
+        try:
+            fields = window.value()
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                line += window.text.count("\n", window.position, error.pos)
+            raise UserError(f"{file}, line {line} (record {index}): {_explain(error)}") from None
+        yield RawRecord(Source(file, index, line), fields)
+        if window.next_character() == "]":
+            break
+        if window.next_character() != ",":
+            where = f"{file}, line {window.line}"
+            raise UserError(f"{where}: found {window.ahead(20)!r}, expected ',' or ']' after record {index}")
+        window.move(window.position + 1)
     window.move(window.position + 1)
     if window.next_character():
-        found = window.text[window.position : window.position + 40]
-        raise UserError(f"{file}, line {window.line}: found {found!r} after the JSON array, expected nothing")
+        where = f"{file}, line {window.line}"
+        raise UserError(f"{where}: found {window.ahead(40)!r} after the JSON array, expected nothing")
 
 
 def _read_lines(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
-    index = 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip(" \t\r\n"):
-            continue
-        fields: Any
+    filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip(" \t\r\n"))
+    for index, (number, line) in enumerate(filled):
         try:
-            fields = _DECODER.decode(line)
+            fields: Any = _DECODER.decode(line)
         except (ValueError, RecursionError) as error:
             fields = Unreadable(_explain(error), "a JSON object in one line")
         yield RawRecord(Source(file, index, number), fields)
-        index += 1
 
 
 # --- Other shapes -------------------------------------------------------------------------------
@@ -287,14 +306,15 @@ def _read_dialogues(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
     """Records of `Turns`; a line without a speaker continues the turn before it."""
     index, start = -1, 0
     turns: list[tuple[str, list[str]]] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(chain(lines, [DIALOGUE_START]), start=1):  # the end is told as a beginning is
         content = line.strip()
         speaker = next((speaker for speaker in SPEAKERS if content.startswith(f"{speaker}:")), None)
         if content.startswith(DIALOGUE_START):
             if content != DIALOGUE_START:
                 raise UserError(f"{file}, line {number}: found {content[:40]!r}, expected '{DIALOGUE_START}' alone")
             if index >= 0:
-                yield RawRecord(Source(file, index, start), _turns(turns))
+                fields = Turns((speaker, "\n".join(its_lines).strip()) for speaker, its_lines in turns)
+                yield RawRecord(Source(file, index, start), fields)
             index, start, turns = index + 1, number, []
         elif speaker:
             turns.append((speaker, [line.partition(":")[2].rstrip("\r\n")]))
@@ -302,11 +322,6 @@ def _read_dialogues(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
             turns[-1][1].append(line.rstrip("\r\n"))
         elif content:
             raise UserError(f"{file}, line {number}: found {content[:40]!r}, expected '<사람>:' or '<챗봇>:'")
-    yield RawRecord(Source(file, index, start), _turns(turns))
-
-
-def _turns(turns: list[tuple[str, list[str]]]) -> Turns:
-    return Turns((speaker, "\n".join(lines).strip()) for speaker, lines in turns)
 
 
 def _read_csv(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
@@ -351,13 +366,7 @@ def _read_text(file: str, lines: Iterator[str]) -> Iterator[RawRecord]:
         yield RawRecord(Source(file, index, index + 1), {"prompt": line.rstrip("\r\n")})
 
 
-_READERS = {
-    "array": _read_array,
-    "lines": _read_lines,
-    "dialogues": _read_dialogues,
-    "csv": _read_csv,
-    "text": _read_text,
-}
+_READ = {"array": _read_array, "lines": _read_lines, "dialogues": _read_dialogues, "csv": _read_csv, "text": _read_text}
 
 
 def _is_dataset(file: str) -> bool:

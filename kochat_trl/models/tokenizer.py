@@ -10,8 +10,6 @@ from typing import Any
 
 from kochat_trl.errors import UserError
 
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
@@ -62,13 +60,6 @@ def load_tokenizer(path: str, revision: str = "main") -> PreTrainedTokenizerBase
     tokenizer.padding_side = "left"
     if find("config.json"):
         check_fits(tokenizer, AutoConfig.from_pretrained(path, revision=revision).vocab_size, path)
-    return tokenizer
-
-
-def template_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer for KoChatGPT's template alone, with kogpt2's `</s>`: it renders text and has no vocabulary."""
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()), eos_token="</s>")
-    tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 

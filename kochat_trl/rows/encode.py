@@ -50,8 +50,8 @@ def encode_dialogues(
     for messages in dialogues:
         text = ""
         for end in range(2, len(messages) + 1, 2):
-            prompt_text = _appended(text, render(tokenizer, messages[: end - 1], prompt=True))
-            full_text = _appended(prompt_text, render(tokenizer, messages[:end]))
+            prompt_text = appended(text, render(tokenizer, messages[: end - 1], prompt=True))
+            full_text = appended(prompt_text, render(tokenizer, messages[:end]))
             befores += [text, prompt_text]
             texts += [prompt_text[len(text) :], full_text[len(prompt_text) :]]
             text = full_text
@@ -68,7 +68,7 @@ def encode_dialogues(
     return encoded
 
 
-def _appended(before: str, text: str) -> str:
+def appended(before: str, text: str) -> str:
     """`text`, which must begin with `before`."""
     if text.startswith(before):
         return text

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.data.parsing import read_parsed
+from kochat_trl.data.readers import read_parsed
 from kochat_trl.data.records import (
     BrokenRecordsError,
     Described,
@@ -30,15 +30,7 @@ from kochat_trl.data.records import (
     summarize,
 )
 from kochat_trl.errors import UserError
-from kochat_trl.rows.encode import (
-    IGNORED,
-    _appended,
-    conversation,
-    encode_dialogues,
-    encode_prompts,
-    render,
-    shorten_prompt,
-)
+from kochat_trl.rows.encode import IGNORED, conversation, encode_dialogues, encode_prompts, shorten_prompt
 from kochat_trl.settings.keys import DataArguments, Stage
 from kochat_trl.settings.parse import Arguments
 
@@ -62,47 +54,6 @@ class DataReport:
         """A line for each record; empty if there is none."""
         lines = [f"left out: {error}\n" for error in self.left_out]
         return "".join(lines + [f"kept in part: {error}\n" for error in self.in_part])
-
-
-# --- Text → ids ---------------------------------------------------------------------------------
-
-
-# --- Records → rows of text ---------------------------------------------------------------------
-
-
-def text_rows(
-    record: Record, group: int, options: DataArguments, tokenizer: PreTrainedTokenizerBase | None = None
-) -> Iterator[dict[str, Any]]:
-    """The rows of text that `record` gives, in TRL's dataset formats.
-
-    With a tokenizer its template is applied: `prompt` and `completion` (SFT), `prompt`, `chosen` and `rejected`
-    (preference) or `prompt`, each to be tokenized as it stands; a dialogue of several exchanges is one `text`.
-    Without, the same names hold the plain texts, and a dialogue of several exchanges is `messages`. Pairs of one
-    ranking share its `group`, and have a `margin` if the options ask for it.
-    """
-
-    def applied(prompt: str, answer: str = "") -> tuple[str, str]:
-        if tokenizer is None:
-            return prompt, answer
-        messages = conversation(prompt, answer)
-        prompt_text = render(tokenizer, messages[:1], prompt=True)
-        return prompt_text, _appended(prompt_text, render(tokenizer, messages))[len(prompt_text) :]
-
-    if isinstance(record, Prompt):
-        yield {"prompt": applied(record.prompt)[0]}
-    elif isinstance(record, Ranking):
-        answers = [applied(record.prompt, completion)[1] for completion in record.completions]
-        for better, worse, distance in record.pairs(options.pairs):
-            margin = {"margin": float(distance)} if options.rank_margins else {}
-            row = {"prompt": applied(record.prompt)[0], "chosen": answers[better], "rejected": answers[worse]}
-            yield row | margin | {"group": group}
-    elif len(record.messages) == 2:
-        prompt, completion = applied(*(message["content"] for message in record.messages))
-        yield {"prompt": prompt, "completion": completion}
-    elif tokenizer is None:
-        yield {"messages": list(record.messages)}
-    else:
-        yield {"text": render(tokenizer, record.messages)}
 
 
 # --- Records → rows of ids ----------------------------------------------------------------------

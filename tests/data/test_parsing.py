@@ -1,6 +1,6 @@
 import json
 
-from kochat_trl.data.parsing import read_parsed
+from kochat_trl.data.readers import read_parsed
 from kochat_trl.data.records import BrokenRecordsError, Prompt, parse_prompt
 
 import pytest

@@ -2,7 +2,7 @@
 
 import itertools
 
-from kochat_trl.data.rankings import ranking_tiers, readings_differ, tier_pairs
+from kochat_trl.data.rankings import disputed, ranking_tiers, tier_pairs
 
 import pytest
 from hypothesis import given, settings
@@ -85,7 +85,8 @@ def test_a_full_ranking_gives_every_pair_once(count):
         assert len(tier_pairs(ranking_tiers(list(order), count), "best_vs_rest")) == count - 1
         assert len(tier_pairs(ranking_tiers(list(order), count), "adjacent")) == count - 1
         other_reading = tier_pairs(ranking_tiers(list(order), count, "rank_of"), "all")
-        assert readings_differ(order) == (set(other_reading) != set(pairs))
+        upside_down = {(a, b) for a, b, _ in pairs} & {(b, a) for a, b, _ in other_reading}
+        assert disputed(list(order), count) == sorted(upside_down)
 
 
 def test_the_other_reading_turns_4_of_18_pairs_upside_down():
@@ -98,8 +99,14 @@ def test_the_other_reading_turns_4_of_18_pairs_upside_down():
         )
         assert len(ours) == len(theirs) == 3
         turned[order] = len(ours & {(b, a) for a, b in theirs})
-        assert readings_differ(order) == (ours != theirs)
+        assert len(disputed(list(order), 3)) == turned[order]
     assert {order: count for order, count in turned.items() if count} == {(1, 2, 0): 2, (2, 0, 1): 2}
+
+
+def test_only_a_permutation_of_all_completions_has_pairs_that_the_readings_dispute():
+    assert disputed([1, 2, 0], 3) == [(1, 0), (1, 2)]
+    for ranking in ([1, 2], [1, [2, 0]], [1, None, 0], [1, 1, 0], [3, 1, 2]):
+        assert disputed(ranking, 3) == []
 
 
 INDICES = st.integers(-1, 3) | st.none()

@@ -14,7 +14,7 @@ from unittest import mock
 from kochat_trl.data import readers
 from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS, FileFormat, file_format, read_records, shape_of
 from kochat_trl.data.records import Turns, Unreadable
-from kochat_trl.data.writers import write_records
+from kochat_trl.desk.writers import write_records
 from kochat_trl.errors import UserError
 
 import pytest

@@ -20,9 +20,9 @@ from typing import Any
 from kochat_trl.data import readers
 from kochat_trl.data.readers import file_format, read_records
 from kochat_trl.data.records import Ranking, RawRecord, RecordError, Turns, Unreadable, kind_of, parse
-from kochat_trl.data.writers import write_records
 from kochat_trl.desk.curation.audit import check_files
 from kochat_trl.desk.curation.clean import clean_file
+from kochat_trl.desk.writers import write_records
 from kochat_trl.errors import UserError
 from tests.data.spoiled import SPOILED, Input, bytes_inside, expected_fields, is_as_expected, is_records, json_value
 

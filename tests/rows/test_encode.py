@@ -2,6 +2,7 @@
 
 from kochat_trl.data.readers import read_records
 from kochat_trl.data.records import Dialogue, parse_preference, parse_sft
+from kochat_trl.desk.curation.convert import text_rows
 from kochat_trl.errors import UserError
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.rows.encode import (
@@ -13,7 +14,6 @@ from kochat_trl.rows.encode import (
     render,
     shorten_prompt,
 )
-from kochat_trl.rows.rows import text_rows
 from kochat_trl.settings.keys import DataArguments
 from tests.tiny import parsed
 

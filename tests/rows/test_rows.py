@@ -14,7 +14,7 @@ from kochat_trl.errors import UserError
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.rows import rows
 from kochat_trl.rows.encode import conversation, encode_dialogue, render
-from kochat_trl.rows.rows import build_dataset, text_rows
+from kochat_trl.rows.rows import build_dataset
 from kochat_trl.settings.keys import DataArguments
 from tests.tiny import parsed
 
@@ -407,24 +407,3 @@ def test_rows_are_made_anew_by_other_code(write, tiny_tokenizer, monkeypatch, tm
     (room / name).write_text((room / name).read_text(encoding="utf-8") + "\n# other code\n", encoding="utf-8")
     made.append(build_dataset([path], "ppo", tiny_tokenizer)[0].cache_files)
     assert made[0] == made[1] != made[2]
-
-
-def test_text_rows_are_trls_formats(tiny_tokenizer):
-    options = DataArguments(rank_margins=True)
-    ranking = Ranking("가", ("나", "다"), ((1,), (0,)))
-    chat = Dialogue((*conversation("가", "나"), *conversation("다", "라")))
-    assert list(text_rows(Prompt("가"), 0, options)) == [{"prompt": "가"}]
-    assert list(text_rows(Dialogue(conversation("가", "나")), 0, options)) == [{"prompt": "가", "completion": "나"}]
-    assert list(text_rows(chat, 0, options)) == [{"messages": list(chat.messages)}]
-    row = {"prompt": "가", "chosen": "다", "rejected": "나", "margin": 1.0, "group": 7}
-    assert list(text_rows(ranking, 7, options)) == [row]
-
-    prompt_text = "### Instruction(명령어):\n가\n\n### Response(응답):"
-    assert list(text_rows(Prompt("가"), 0, options, tiny_tokenizer)) == [{"prompt": prompt_text}]
-    assert list(text_rows(ranking, 7, options, tiny_tokenizer)) == [
-        {"prompt": prompt_text, "chosen": "다</s>", "rejected": "나</s>", "margin": 1.0, "group": 7}
-    ]
-    assert list(text_rows(Dialogue(conversation("가", "나")), 0, options, tiny_tokenizer)) == [
-        {"prompt": prompt_text, "completion": "나</s>"}
-    ]
-    assert list(text_rows(chat, 0, options, tiny_tokenizer)) == [{"text": render(tiny_tokenizer, chat.messages)}]

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from kochat_trl.desk.answers.likeness import distinct
 from kochat_trl.errors import UserError, nearest
 from kochat_trl.models.loading import positions_of
+from kochat_trl.reward.score import score_ids
 from kochat_trl.rows.encode import encode_after, encode_prompts, render
 
 import torch
@@ -18,40 +22,9 @@ from rich.text import Text
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
-# Every field that changes an answer, as it does nothing: a preset says all that differs, and nothing leaks in from
-# the generation config that a model was saved with.
-PLAIN: dict[str, Any] = {
-    "max_new_tokens": 64,
-    "do_sample": False,
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "num_beams": 1,
-    "early_stopping": False,
-    "length_penalty": 1.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sample": {"do_sample": True},  # the whole distribution, as PPO samples
-    "beam": {"num_beams": 7, "no_repeat_ngram_size": 2},
-    "top_k": {"do_sample": True, "top_k": 50},
-    "top_p": {"do_sample": True, "top_p": 0.9},
-    # As the course reads its SFT model's answers.
-    "course": {
-        "do_sample": True,
-        "top_k": 50,
-        "num_beams": 4,
-        "repetition_penalty": 2.0,
-        "no_repeat_ngram_size": 4,
-        "early_stopping": True,
-    },
-}
-# More than an answer to a prompt, or in need of more than a setting.
-REFUSED = ("num_return_sequences", "return_dict_in_generate", "num_beam_groups", "stop_strings")
+_DECODING = yaml.safe_load(files(__package__).joinpath("decoding.yaml").read_text(encoding="utf-8"))
+PLAIN: dict[str, Any] = _DECODING["plain"]
+PRESETS: dict[str, dict[str, Any]] = _DECODING["presets"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +44,7 @@ def decoding(preset: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if preset not in PRESETS:
         raise UserError(f"there is no preset '{preset}'; there are {', '.join(PRESETS)}")
     settings = PLAIN | PRESETS[preset]
-    known = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {*REFUSED}
+    known = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {*_DECODING["refused"]}
     for word in overrides:
         name, equals, value = word.partition("=")
         if not equals:
@@ -176,8 +149,6 @@ def compare_decoding(
 
     `scorer` is a reward model over the same vocabulary; it reads what was generated, also where no end was.
     """
-    from kochat_trl.reward.score import score_ids
-
     rows = []
     prompt_ids = encode_prompts(tokenizer, prompts)
     for name, settings in strategies.items():
@@ -195,18 +166,16 @@ def compare_decoding(
 def print_decodings(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """A table for each prompt, a line for each strategy."""
     scored = any("score" in row for row in rows)
-    for prompt in dict.fromkeys(row["prompt"] for row in rows):
+    for prompt, its_rows in groupby(rows, itemgetter("prompt")):
         table = Table(title=Text(prompt), title_justify="left", show_lines=True)
         table.add_column("decoding")
         table.add_column("answer", overflow="fold", ratio=1)
         for heading in ("tokens", "distinct-2", "log p a token", *(["score"] if scored else [])):
             table.add_column(heading, justify="right")
-        for row in rows:
-            if row["prompt"] == prompt:
-                end = "" if row["ended"] else " …"  # cut at max_new_tokens
-                figures = [f"{row['tokens']}", f"{row['distinct_2']:.2f}", f"{row['logprob']:.2f}"]
-                score = [f"{row['score']:.2f}"] if scored else []
-                table.add_row(row["decoding"], Text(row["completion"] + end), *figures, *score)
+        for row in its_rows:
+            end = "" if row["ended"] else " …"  # cut at max_new_tokens
+            figures = [f"{row[name]:.2f}" for name in ("distinct_2", "logprob", "score") if name in row]
+            table.add_row(row["decoding"], Text(row["completion"] + end), f"{row['tokens']}", *figures)
         console.print(table)
 
 
@@ -226,7 +195,6 @@ class Chat:
         nothing of it, if `text` alone doesn't fit the model.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        forgotten = 0
         while True:
             ids = encode_after(self.tokenizer, [""], [render(self.tokenizer, messages, prompt=True)])[0]
             try:
@@ -236,12 +204,11 @@ class Chat:
                 if len(messages) == 1:
                     raise
                 del messages[:2]
-                forgotten += 1
-        batch = torch.tensor([ids], device=self.model.device)
+        forgotten = (len(self.messages) + 1 - len(messages)) // 2
+        batch = self.tokenizer.pad([{"input_ids": ids}], return_tensors="pt").to(self.model.device)
         streams = self.settings["num_beams"] == 1
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
-        mask = torch.ones_like(batch)
-        output = _generate(self.model, self.config, input_ids=batch, attention_mask=mask, streamer=streamer)
+        output = _generate(self.model, self.config, **batch, streamer=streamer)
         answer = _answer(self.tokenizer, output[0, len(ids) :].tolist())
         if not streams:
             print(answer.text)

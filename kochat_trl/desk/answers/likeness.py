@@ -5,9 +5,14 @@ both count the morphemes of mecab-ko here. chrF counts strings of characters and
 """
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache
 from statistics import fmean
 from typing import Any
+
+from sacrebleu import corpus_bleu, corpus_chrf
+from sacrebleu.tokenizers.tokenizer_ko_mecab import TokenizerKoMecab
+
+_mecab = cache(TokenizerKoMecab)  # made when it is first asked for
 
 
 def distinct(texts: Iterable[Sequence[Any]], n: int) -> float:
@@ -22,15 +27,11 @@ def distinct(texts: Iterable[Sequence[Any]], n: int) -> float:
 
 def chrf(texts: Sequence[str], references: Sequence[str]) -> float:
     """chrF2 of Popović 2015, 0 to 100, of all texts together, by sacreBLEU."""
-    from sacrebleu import corpus_chrf
-
     return corpus_chrf(list(texts), [list(references)]).score
 
 
 def bleu(texts: Sequence[str], references: Sequence[str]) -> float:
     """BLEU-4 of morphemes, 0 to 100, of all texts together, by sacreBLEU (`tokenize="ko-mecab"`)."""
-    from sacrebleu import corpus_bleu
-
     return corpus_bleu(list(texts), [list(references)], tokenize="ko-mecab").score
 
 
@@ -42,13 +43,6 @@ def rouge_l(texts: Sequence[str], references: Sequence[str]) -> float:
 def morphemes(text: str) -> list[str]:
     """The morphemes of a text, by mecab-ko."""
     return _mecab()(text).split()
-
-
-@lru_cache(maxsize=1)
-def _mecab() -> Any:
-    from sacrebleu.tokenizers.tokenizer_ko_mecab import TokenizerKoMecab
-
-    return TokenizerKoMecab()
 
 
 def _rouge_l(one: Sequence[str], other: Sequence[str]) -> float:

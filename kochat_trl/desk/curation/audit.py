@@ -6,37 +6,24 @@ the rankings the answers themselves support, and which prompts the files share. 
 """
 
 import statistics
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import combinations
 from typing import Any, Literal
 
-from kochat_trl.data.rankings import RankingOrder
+from kochat_trl.data.rankings import RankingOrder, disputed
 from kochat_trl.data.readers import FileFormat, file_format, read_records
 from kochat_trl.data.records import Dialogue, Kind, Ranking, RawRecord, Record, RecordError, kind_of, parse
 from kochat_trl.data.text import has_hangul
-from kochat_trl.desk.curation.faults import FAULTS, TEXT_FAULTS
-from kochat_trl.desk.curation.finders import (
-    Item,
-    contradictions,
-    overlaps,
-    own_faults,
-    repeats,
-    row_lengths,
-    tokenized,
-    written_texts,
-)
-from kochat_trl.desk.curation.which_reading import Reading, judge_reading
+from kochat_trl.desk.curation import finders
+from kochat_trl.desk.curation.faults import FAULTS, TEXT_FAULTS, Level
+from kochat_trl.desk.statistics import sign_test
 from kochat_trl.errors import UserError
 
-Level = Literal["error", "warning"]
 KEPT = 20  # indices, and messages, kept of each fault
 BINS = 24
-
-
-# --- The report ---------------------------------------------------------------------------------
 
 
 @dataclass
@@ -68,6 +55,18 @@ class Lengths:
     mean: float
     bin_width: int
     bins: list[int]
+
+
+@dataclass
+class Reading:
+    """Which reading of a file's rankings the answers themselves support, as `judge_reading` tells it."""
+
+    rankings: dict[str, int]  # as written, such as "[2, 0, 1]" → records
+    pairs: dict[str, dict[str, int]]  # sign → reading → pairs in its favour, of those that the readings disagree on
+    decided_by: str  # a sign, or `TOGETHER`
+    votes: dict[str, int]  # reading → records in its favour, by that sign
+    p: float
+    verdict: Literal["best_first", "rank_of", "can't be told"]
 
 
 @dataclass
@@ -147,31 +146,28 @@ def check_files(
     return Report([audit.finished() for audit in audits], overlaps)
 
 
-# --- One file -----------------------------------------------------------------------------------
-
-
 class _Audit:
     """The audit of one file. Checks fill in the report and `_found`; `finished` sums up what was found."""
 
     def __init__(self, file: str, kind: Kind | None, order: RankingOrder):
         self._report = FileReport(file, kind=kind)
         self._order = order
-        self._found: dict[tuple[Level, str], dict[int, str]] = {}  # level, fault → record → an error's message
+        # Level and fault → record → an error's message.
+        self._found: dict[tuple[Level, str], dict[int, str]] = defaultdict(dict)
         self._raws = list(self._read())
-        kinds: Counter[Kind] = Counter(filter(None, map(kind_of, self._raws)))
-        if kind is None and kinds:
-            self._report.kind = kinds.most_common(1)[0][0]
-        self._usable = [Item(raw, record) for raw in self._raws if (record := self._parse(raw))]
+        kinds: Counter[Kind | None] = Counter(filter(None, map(kind_of, self._raws)))
+        self._report.kind = kind or max(kinds, key=kinds.__getitem__, default=None)
+        self._usable = [finders.Item(raw, record) for raw in self._raws if (record := self._parse(raw))]
         self._texts = [
             ((raw.source.index, "answers" if answer else "prompts"), text)
             for raw in self._raws
-            for answer, text in written_texts(raw)
+            for answer, text in finders.written_texts(raw)
         ]
         self._check_texts()
-        for finder in (own_faults, contradictions, partial(repeats, fault="repeated_prompt")):
+        for finder in (finders.own_faults, finders.contradictions, partial(finders.repeats, fault="repeated_prompt")):
             self._add_found(finder(self._usable))
-        copies = self._add_found(repeats(self._usable, "duplicate"))
-        self._add_found(repeats([item for item in self._usable if item not in copies], "near_duplicate"))
+        copies = self._add_found(finders.repeats(self._usable, "duplicate"))
+        self._add_found(finders.repeats([item for item in self._usable if item not in copies], "near_duplicate"))
         self._judge_rankings()
 
     def finished(self) -> FileReport:
@@ -188,13 +184,10 @@ class _Audit:
         report.turns = {str(number): count for number, count in sorted(turns.items())}
         return report
 
-    def _add(self, fault: str, index: int, error: RecordError | None = None) -> None:
-        """Record `index` has `fault`; with an `error` it can't be used."""
-        level = "error" if error else FAULTS[fault].level
-        message = str(error or "").removeprefix(f"{self._report.path}, ")
-        self._found.setdefault((level, fault), {})[index] = message
+    def _add(self, fault: str, index: int) -> None:
+        self._found[FAULTS[fault].level, fault][index] = ""
 
-    def _add_found(self, found: Iterable[tuple[Item, str]]) -> set[Item]:
+    def _add_found(self, found: Iterable[tuple[finders.Item, str]]) -> set[finders.Item]:
         """Add what a finder found, and return the records."""
         pairs = list(found)
         for item, fault in pairs:
@@ -212,7 +205,7 @@ class _Audit:
         try:
             return parse(raw, self._report.kind or "sft", self._order)
         except RecordError as error:
-            self._add(error.fault, raw.source.index, error)
+            self._found["error", error.fault][raw.source.index] = str(error).removeprefix(f"{self._report.path}, ")
             return None
 
     def _check_texts(self) -> None:
@@ -247,11 +240,11 @@ class _Audit:
         lengths: dict[str, list[int]] = {"prompts": [], "answers": [], "with template": []}
         usable = {item.raw.source.index for item in self._usable}
         desc = f"Tokenizing {self._report.path}"
-        for (index, role), count, faults in tokenized(self._texts, tokenizer, desc):
+        for (index, role), count, faults in finders.tokenized(self._texts, tokenizer, desc):
             lengths[role].append(count)
             for fault in faults if index in usable else ():
                 self._add(fault, index)
-        for item, count in row_lengths(self._usable, tokenizer, desc):
+        for item, count in finders.row_lengths(self._usable, tokenizer, desc):
             lengths["with template"].append(count)
             if max_length is not None and count > max_length:
                 self._add("overlong", item.raw.source.index)
@@ -262,7 +255,7 @@ class _Audit:
         one, two = ({item.prompt_key for item in audit._usable} for audit in (self, other))
         if not (shared := one & two):
             return None
-        counts = [len(audit._add_found(overlaps(audit._usable, shared))) for audit in (self, other)]
+        counts = [len(audit._add_found(finders.overlaps(audit._usable, shared))) for audit in (self, other)]
         shares = (counts[0] / len(self._usable), counts[1] / len(other._usable))
         return Overlap((self._report.path, other._report.path), len(shared), (counts[0], counts[1]), shares)
 
@@ -275,3 +268,54 @@ def measure(values: Sequence[int]) -> Lengths:
     bins = Counter(min(value // width, BINS - 1) for value in values)
     mean = statistics.fmean(values)
     return Lengths(len(values), ordered[0], median, p95, ordered[-1], mean, width, [bins[i] for i in range(BINS)])
+
+
+def _distinct_share(text: str) -> float:
+    words = text.split()
+    return len(set(words)) / max(len(words), 1)
+
+
+HANGUL, TOGETHER = "has Hangul", "all signs together"
+SIGNS: dict[str, Callable[[str], float]] = {
+    HANGUL: has_hangul,
+    "is longer": len,
+    "repeats itself less": _distinct_share,
+}
+ALPHA = 0.01
+ENOUGH = 8  # votes: with fewer, p is over ALPHA even where all agree
+
+
+def judge_reading(rankings: Sequence[tuple[Any, Sequence[str]]]) -> Reading:
+    """Which reading of `(ranking, completions)` the answers support, by signs of quality that a program can see.
+
+    Only pairs that the two readings turn round can tell. Of each such pair and each of `SIGNS`, the answer that shows
+    the sign more should be the better one; where both show it alike, the pair says nothing. The pairs of one record
+    have answers in common (the two of a 3-cycle share one), so they are no independent witnesses: a record has one
+    vote, as most of its pairs say. Hangul decides, the surest sign, if it gives `ENOUGH` votes; else all signs do, by
+    the records of which two signs more say one thing than the other: no other sign is to be trusted alone, since
+    some data prefers short answers, and long ones repeat themselves more. Which of the two decides hangs on how many
+    votes there are, not on what they say, so that one two-sided sign test at `ALPHA` is fair: if a sign had nothing
+    to do with the ranking, the votes would be coin tosses.
+    """
+    pairs = {sign: {"best_first": 0, "rank_of": 0} for sign in SIGNS}
+    votes = {sign: {"best_first": 0, "rank_of": 0} for sign in (*SIGNS, TOGETHER)}
+
+    def count(tally: dict[str, int], lean: float) -> int:
+        """Count for best_first if `lean` is positive, for rank_of if it is negative; return +1, −1 or 0."""
+        if lean:
+            tally["best_first" if lean > 0 else "rank_of"] += 1
+        return (lean > 0) - (lean < 0)
+
+    for ranking, completions in rankings:
+        turned = [(completions[i], completions[j]) for i, j in disputed(ranking, len(completions))]
+        lean = 0
+        for sign, shows in SIGNS.items():
+            by_pair = [count(pairs[sign], shows(better) - shows(worse)) for better, worse in turned]
+            lean += count(votes[sign], sum(by_pair))
+        count(votes[TOGETHER], lean if abs(lean) > 1 else 0)
+    decided_by = HANGUL if sum(votes[HANGUL].values()) >= ENOUGH else TOGETHER
+    best_first, rank_of = votes[decided_by].values()
+    p = sign_test(best_first, rank_of)
+    verdict: Any = "can't be told" if p >= ALPHA else "best_first" if best_first > rank_of else "rank_of"
+    counts = Counter(str(ranking) for ranking, _ in rankings)
+    return Reading(dict(counts.most_common()), pairs, decided_by, votes[decided_by], p, verdict)

@@ -6,11 +6,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.data.parsing import read_parsed
-from kochat_trl.data.readers import file_format, read_records
+from kochat_trl.data.readers import file_format, read_parsed, read_records
 from kochat_trl.data.records import RawRecord, RecordError, Turns, parse_prompt, parse_sft
 from kochat_trl.data.text import normalized
-from kochat_trl.data.writers import write_stream
+from kochat_trl.desk.writers import write_stream
 from kochat_trl.errors import UserError
 from kochat_trl.files import new_file
 
@@ -100,9 +99,6 @@ def rank_answers(
         for source in sorted(range(len(answers)), key=worth.__getitem__, reverse=True):
             if answers[source][i].strip():
                 best.setdefault(answers[source][i], worth[source])
-        if len(best) < 2:
-            left_out.append(prompt)
-            continue
         completions = list(best)
         random.Random(f"{seed}/{i}").shuffle(completions)
         tiers = [[completions.index(answer) for answer in tied] for _, tied in groupby(best, best.__getitem__)]

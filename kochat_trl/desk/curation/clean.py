@@ -11,38 +11,44 @@ What is left has none of these faults, so cleaning it again with the same fixes 
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kochat_trl.data.rankings import RankingOrder
-from kochat_trl.data.readers import read_records
-from kochat_trl.data.records import Kind, RawRecord, RecordError, Turns, Unreadable, kind_of, parse_prompt, summarize
-from kochat_trl.data.text import normalized
-from kochat_trl.data.writers import to_json, write_records
-from kochat_trl.desk.curation.faults import FAULTS
-from kochat_trl.desk.curation.finders import Item, bad_tokens, contradictions, overlaps, overlong, own_faults, repeats
-from kochat_trl.desk.curation.rewrite import (
-    Faults,
-    as_dialogue,
-    kochatgpt_fields,
-    mended,
-    parse_rewritten,
-    rewritten,
-    without_messages,
+from kochat_trl.data.rankings import RankingOrder, ranking_tiers
+from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS, read_records
+from kochat_trl.data.records import (
+    ANSWER_FIELDS,
+    COMPLETION_FIELD,
+    Kind,
+    Ranking,
+    RawRecord,
+    Record,
+    RecordError,
+    Turns,
+    Unreadable,
+    kind_of,
+    parse,
+    parse_prompt,
+    summarize,
 )
+from kochat_trl.data.text import normalized
+from kochat_trl.desk.curation.faults import FAULTS, TEXT_FAULTS, is_text_field, texts, with_texts
+from kochat_trl.desk.curation.finders import Item, bad_tokens, contradictions, overlaps, overlong, own_faults, repeats
+from kochat_trl.desk.writers import to_json, write_records
 from kochat_trl.errors import UserError, nearest
 from kochat_trl.files import new_file, refuse_existing
 
 from tqdm.auto import tqdm
 
-if TYPE_CHECKING:
-    from rich.console import Console
+Faults = dict[str, None]  # the names of what was found, once each, in that order
+_BEGINS_TURN = re.compile(rf"\n\s*(?:{DIALOGUE_START}|(?:{'|'.join(SPEAKERS)}):)")
 
 
 @dataclass(frozen=True)
@@ -150,18 +156,6 @@ def _chosen_fixes(
     return chosen
 
 
-def _entry(raw: RawRecord, kind: Kind, order: RankingOrder, fixes: Collection[str]) -> _Entry:
-    """`raw` rewritten; dropped, with its `error`, if recipes refuse it even so."""
-    entry = _Entry(raw, None, raw)
-    try:
-        entry.raw = rewritten(raw, kind, order, fixes, entry.faults)
-        entry.record = parse_rewritten(entry.raw, kind)
-    except RecordError as error:
-        entry.error = error
-        entry.drop(error.fault)
-    return entry
-
-
 def _file_kind(file: str | Path, raws: Sequence[RawRecord]) -> Kind:
     """What the records are for. Those without an answer are taken for broken only where most have one."""
     counts = Counter(kind for raw in raws if (kind := kind_of(raw)))
@@ -178,7 +172,127 @@ def _prompts(files: Sequence[str], fixes: Collection[str]) -> Iterator[str]:
     """The prompts of `files` after the same mending, for comparison."""
     for raw in chain.from_iterable(map(read_records, files)):
         with suppress(RecordError):
-            yield normalized(parse_prompt(mended(raw, fixes, {})).prompt)
+            yield normalized(parse_prompt(_mended(raw, fixes, {})).prompt)
+
+
+# --- One record -----------------------------------------------------------------------------------
+
+
+def _entry(raw: RawRecord, kind: Kind, order: RankingOrder, fixes: Collection[str]) -> _Entry:
+    """`raw` mended and in KoChatGPT's shape; dropped, with its `error`, if recipes refuse it even so.
+
+    It is dropped, too, if it can't be put in that shape, or if too little of a ranking is left without its copies.
+    """
+    entry = _Entry(raw, None, raw)
+    try:
+        new = _mended(raw, fixes, entry.faults)
+        try:
+            parse(new, kind, order)
+        except RecordError as error:
+            if error.fault not in ("equal", "tied"):  # the shape of these is sound
+                raise
+        new = RawRecord(raw.source, _kochatgpt_fields(new.fields, kind, order))
+        new = _mended(new, fixes, entry.faults)  # an `input` has joined its `instruction`
+        if "equal" in fixes and kind == "preference" and "chosen" not in new.fields:
+            new = _without_copies(new, entry.faults)
+        entry.raw, entry.record = new, _parse_rewritten(new, kind)
+    except RecordError as error:
+        entry.error = error
+        entry.drop(error.fault)
+    return entry
+
+
+def _parse_rewritten(raw: RawRecord, kind: Kind) -> Record:
+    """`parse` after rewriting. A ranking that is nothing but a tie is taken, too: to drop it is a fix of its own."""
+    try:
+        return parse(raw, kind)
+    except RecordError as error:
+        if error.fault != "tied":
+            raise
+    completions = _completions(raw.fields)
+    return Ranking(raw.fields["prompt"], completions, ranking_tiers(raw.fields["ranking"], len(completions)))
+
+
+def _mended(raw: RawRecord, fixes: Collection[str], faults: Faults) -> RawRecord:
+    """`raw` with its texts mended; the names of what was found are added to `faults`.
+
+    Raises `RecordError` for a turn of a dialogue with a line that would begin another turn.
+    """
+    is_dialogue = isinstance(raw.fields, Turns)
+    new = {}
+    for name, text in texts(raw).items():
+        before = None
+        while text != before:  # ends: each mend shortens the text, or leaves less that it could replace
+            before = text
+            for fault in TEXT_FAULTS:
+                if fault.name in fixes and fault.mend and (without := fault.mend(text)) != text:
+                    text = without
+                    faults[fault.name] = None
+            text = _as_turn(text) if is_dialogue else text
+        if is_dialogue and _BEGINS_TURN.search(text):
+            raise RecordError(raw.source, f"turn {name}", text, "no line that begins as a turn does")
+        new[name] = text
+    return RawRecord(raw.source, with_texts(raw, new)) if new else raw
+
+
+def _as_turn(text: str) -> str:
+    """`text` as it comes back from a file of dialogues."""
+    return "\n".join(line.rstrip("\r") for line in text.strip().split("\n"))
+
+
+def _kochatgpt_fields(fields: Any, kind: Kind, order: RankingOrder) -> Any:
+    """The fields of a sound record under KoChatGPT's names, in their own order; other fields are kept.
+
+    A record that has fields of these names for something else is left as it is.
+    """
+    if not isinstance(fields, dict) or (kind != "preference" and "messages" in fields):
+        return fields
+    if kind == "preference":
+        if "chosen" not in fields:
+            tiers = ranking_tiers(fields["ranking"], len(_completions(fields)), order)
+            return fields | {"ranking": _best_first(tiers)}
+        if "ranking" in fields or any(map(COMPLETION_FIELD.fullmatch, fields)):
+            return fields
+        names = {"chosen": "completion_0", "rejected": "completion_1"}
+        return {names.get(name, name): value for name, value in fields.items()} | {"ranking": [0, 1]}
+    prompt, answer = next(pair for pair in ANSWER_FIELDS if pair[kind == "sft"] in fields)  # as `parse` chooses
+    names = {prompt: "prompt", answer: "completion"}
+    if any(name in fields and new in fields for name, new in names.items() if name != new):
+        return fields
+    if prompt == "instruction" and "input" in fields:
+        more = fields["input"]
+        joined = f"{fields[prompt]}\n\n{more}" if more and more.strip() else fields[prompt]
+        fields = {name: joined if name == prompt else fields[name] for name in fields if name != "input"}
+    return {names.get(name, name): value for name, value in fields.items()}
+
+
+def _completions(fields: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(fields[f"completion_{i}"] for i in range(len(list(filter(COMPLETION_FIELD.fullmatch, fields)))))
+
+
+def _best_first(tiers: Iterable[Sequence[int]]) -> list[int | list[int]]:
+    return [tier[0] if len(tier) == 1 else list(tier) for tier in tiers]
+
+
+def _without_copies(raw: RawRecord, faults: Faults) -> RawRecord:
+    """A ranking with the best copy of each completion, numbered from 0 in their old order.
+
+    Raises `RecordError` if there are copies, and too little is left without them.
+    """
+    completions = _completions(raw.fields)
+    tiers = ranking_tiers(raw.fields["ranking"], len(completions))
+    best_last = [*range(len(completions))[::-1], *(i for tier in tiers[::-1] for i in tier[::-1])]
+    kept = sorted({completions[i]: i for i in best_last}.values())
+    if len(kept) == len(completions):
+        return raw
+    left = [tier for old in tiers if (tier := [kept.index(i) for i in old if i in kept])]
+    if len(left) < 2:
+        expected = "two completions that differ, one better than the other"
+        raise RecordError(raw.source, "ranking", raw.fields["ranking"], expected, "equal")
+    faults["equal"] = None
+    names = {f"completion_{old}": f"completion_{new}" for new, old in enumerate(kept)}
+    fields = {names.get(k, k): v for k, v in raw.fields.items() if k in names or not COMPLETION_FIELD.fullmatch(k)}
+    return RawRecord(raw.source, fields | {"ranking": _best_first(left)})
 
 
 # --- Output -------------------------------------------------------------------------------------
@@ -190,7 +304,7 @@ def _report(entry: _Entry, kind: Kind, order: RankingOrder) -> dict[str, Any]:
     if entry.dropped:
         line |= {"action": "dropped", "faults": list(entry.faults), "before": _by_name(entry.old.fields)}
         return line | ({"error": str(entry.error)} if entry.error else {})
-    old, new = _by_name(kochatgpt_fields(entry.old.fields, kind, order)), _by_name(entry.raw.fields)
+    old, new = _by_name(_kochatgpt_fields(entry.old.fields, kind, order)), _by_name(entry.raw.fields)
     before = {name: value for name, value in old.items() if new.get(name) != value}
     after = {name: value for name, value in new.items() if old.get(name) != value}
     return line | {"action": "changed", "faults": list(entry.faults), "before": before, "after": after}
@@ -210,21 +324,32 @@ def _visible(line: dict[str, Any]) -> str:
 
 
 def _write(output: str | Path, records: list[Any]) -> None:
-    dialogues = [as_dialogue(fields) for fields in records]
+    dialogues = [_as_dialogue(fields) for fields in records]
     if dialogues and None not in dialogues:
         write_records(output, "dialogues", dialogues)
     else:
-        write_records(output, "array", map(without_messages, records))
+        write_records(output, "array", map(_without_messages, records))
 
 
-def print_summary(summary: Summary, console: "Console") -> None:
-    """A table of the faults that were found and what was done about them, and the counts."""
-    from rich.table import Table
+def _as_dialogue(fields: Any) -> Turns | None:
+    """`fields` as a dialogue, if that holds all there is in them."""
+    if isinstance(fields, Turns):
+        return fields
+    messages = fields["messages"] if fields.keys() == {"messages"} else []
+    contents = [message["content"] for message in messages if message.keys() == {"role", "content"}]
+    if not messages or len(contents) < len(messages):
+        return None
+    if any(_as_turn(text) != text or _BEGINS_TURN.search(text) for text in contents):
+        return None
+    return Turns(zip(cycle(SPEAKERS), contents, strict=False))
 
-    if summary.faults:
-        table = Table("fault", "records", "fix")
-        for name, count in summary.faults.items():
-            table.add_row(name, f"{count:,}", FAULTS[name].fix)
-        console.print(table)
-    counts = f"{summary.read:,} records read, {summary.written:,} written, {summary.changed:,} of them changed"
-    console.print(f"{summary.file}: {counts}; {summary.dropped:,} dropped.", markup=False)
+
+def _without_messages(fields: dict[str, Any]) -> dict[str, Any]:
+    """One exchange as `prompt` and `completion`; more don't go into KoChatGPT's arrays, and stay `messages`."""
+    messages = fields.get("messages")
+    if not isinstance(messages, list) or len(messages) != 2 or any(map(is_text_field, fields)):
+        return fields
+    if any(message.keys() != {"role", "content"} for message in messages):
+        return fields
+    prompt, completion = (message["content"] for message in messages)
+    return {"prompt": prompt, "completion": completion} | {k: v for k, v in fields.items() if k != "messages"}

@@ -8,25 +8,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.resources import files
 from typing import Any, Literal
 from unicodedata import normalize
 
 from kochat_trl.data.records import ANSWER_FIELDS, COMPLETION_FIELD, RawRecord, Turns
 
-
-@dataclass(frozen=True)
-class Fault:
-    """One fault. An `error` is what the recipes refuse; a `warning` trains, but on something nobody meant."""
-
-    name: str
-    level: Literal["error", "warning"]
-    says: str
-    fix: str
-    default: bool = True  # whether `clean` applies the fix where no --fix is given
-    mend: Callable[[str], str] | None = None  # for a fault of a single text
-
-
-# --- Texts --------------------------------------------------------------------------------------
+import yaml
 
 _SWALLOWED = re.compile(r"""["'],\s*["'](?:prompt|completion|tokens?)["']\s*:""")
 _OWN_JSON = re.compile(r"""\{\s*["']""")
@@ -88,41 +76,34 @@ def _mend_stray_quote(text: str) -> str:
         text = body[1:].lstrip()
 
 
-# --- The table ----------------------------------------------------------------------------------
-
-_ALL = [
-    # Faults that the recipes refuse.
-    Fault("broken", "error", "not a usable record", "drop the record"),
-    Fault("empty", "error", "a text is empty", "drop the record"),
-    Fault("equal", "error", "two completions are the same", "keep the better one; drop a record left with one"),
-    # Faults of a text, in the order in which they are mended.
-    Fault("swallowed", "warning", "a whole record inside a text", "keep what stands before it", mend=_mend_swallowed),
-    Fault("escape", "warning", r"a literal \n, \xa0, \' or \"", "put in what it stands for", mend=_mend_escape),
-    Fault("control", "warning", "control characters", r"remove them; a line end is \n", mend=_mend_control),
-    Fault("zero_width", "warning", "invisible characters", "remove them", mend=partial(_ZERO_WIDTH.sub, "")),
-    Fault("no_break_space", "warning", "no-break spaces", "put in a space", mend=partial(_NO_BREAK_SPACE.sub, " ")),
-    Fault("not_nfc", "warning", "not in Unicode's NFC form", "compose it", mend=partial(normalize, "NFC")),
-    Fault("special_token", "warning", "a special token typed in a text", "remove it", mend=_mend_special_token),
-    Fault("stray_quote", "warning", "begins with a quote never closed", "remove it", mend=_mend_stray_quote),
-    # Faults that no mending brings back, or that are a matter of judgement.
-    Fault("replacement", "warning", "has the replacement character \ufffd", "drop the record"),
-    Fault("duplicate", "warning", "repeats an earlier record exactly", "keep the first"),
-    Fault("near_duplicate", "warning", "repeats one after NFKC and spaces", "keep the first"),
-    Fault("repeated_prompt", "warning", "repeats an earlier prompt", "keep the first record", default=False),
-    Fault("contradiction", "warning", "prefers what another one rejects", "drop both records", default=False),
-    Fault("tied", "warning", "completions are tied", "drop a ranking that has ties", default=False),
-    Fault("three_cycle", "warning", "the two readings differ", "drop the ranking", default=False),
-    Fault("no_hangul", "warning", "an answer without Hangul", "drop the record", default=False),
-    Fault("unknown_token", "warning", "<unk> under the tokenizer", "drop the record", default=False),
-    Fault("round_trip", "warning", "doesn't decode to itself", "drop the record", default=False),
-    Fault("overlong", "warning", "over max_length tokens", "drop the record", default=False),
-    Fault("overlap", "warning", "prompt is in another file too", "drop the record", default=False),
-]
-FAULTS: dict[str, Fault] = {fault.name: fault for fault in _ALL}
-TEXT_FAULTS = [fault for fault in _ALL if fault.mend is not None]
+Level = Literal["error", "warning"]
+_MENDS: dict[str, Callable[[str], str]] = {
+    "swallowed": _mend_swallowed,
+    "escape": _mend_escape,
+    "control": _mend_control,
+    "zero_width": partial(_ZERO_WIDTH.sub, ""),
+    "no_break_space": partial(_NO_BREAK_SPACE.sub, " "),
+    "not_nfc": partial(normalize, "NFC"),
+    "special_token": _mend_special_token,
+    "stray_quote": _mend_stray_quote,
+}
 
 
-# --- The texts of a record ----------------------------------------------------------------------
+@dataclass(frozen=True)
+class Fault:
+    """One fault. An `error` is what the recipes refuse; a `warning` trains, but on something nobody meant."""
+
+    name: str
+    mend: Callable[[str], str] | None  # for a fault of a single text
+    says: str
+    fix: str
+    level: Level = "warning"
+    default: bool = True  # whether `clean` applies the fix where no --fix is given
+
+
+_TABLE = yaml.safe_load(files(__package__).joinpath("faults.yaml").read_text(encoding="utf-8"))
+FAULTS = {name: Fault(name, _MENDS.get(name), **row) for name, row in _TABLE.items()}
+TEXT_FAULTS = [fault for fault in FAULTS.values() if fault.mend]
 
 
 def texts(raw: RawRecord) -> dict[str | int, str]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from kochat_trl.data.rankings import Tiers
+from kochat_trl.data.rankings import Tiers, disputed
 from kochat_trl.data.records import Dialogue, Prompt, Ranking, RawRecord, Record
 from kochat_trl.data.text import has_hangul, normalized
 from kochat_trl.desk.curation.faults import is_answer, texts
-from kochat_trl.desk.curation.which_reading import disputed
+
+from tqdm import tqdm
 
 BATCH = 1000  # texts, or records, that are tokenized together
 
@@ -55,9 +56,6 @@ def written_texts(raw: RawRecord) -> list[tuple[bool, str]]:
     return [(is_answer(name), text) for name, text in texts(raw).items() if text.strip()]
 
 
-# --- By itself ----------------------------------------------------------------------------------
-
-
 def own_faults(items: Sequence[AnItem]) -> Found[AnItem]:
     """`replacement`, `no_hangul`, `tied`, `three_cycle`.
 
@@ -82,8 +80,6 @@ def overlaps(items: Sequence[AnItem], prompts: Collection[str]) -> Found[AnItem]
     """`overlap`: the prompt is one of `prompts`, those of other files as `prompt_key` has them."""
     return ((item, "overlap") for item in items if item.prompt_key in prompts)
 
-
-# --- Among the others ---------------------------------------------------------------------------
 
 _SAME: dict[str, Callable[[Item], Any]] = {
     "duplicate": lambda item: (item.contents, item.tiers),
@@ -119,9 +115,6 @@ def contradictions(items: Sequence[AnItem]) -> Found[AnItem]:
         both = places | having.get((prompt, worse, better), places)
         if better != worse and (prompt, worse, better) in having and len(both) > 1:
             yield from ((items[place], "contradiction") for place in both)
-
-
-# --- With a tokenizer ---------------------------------------------------------------------------
 
 
 def bad_tokens(items: Sequence[AnItem], tokenizer: Any) -> Found[AnItem]:
@@ -172,7 +165,5 @@ def row_lengths(items: Sequence[AnItem], tokenizer: Any, desc: str = "Tokenizing
 
 
 def _batches(rows: Sequence[Any], desc: str) -> Iterator[Sequence[Any]]:
-    from tqdm import tqdm
-
     for start in tqdm(range(0, len(rows), BATCH), desc=desc, delay=2, leave=False):
         yield rows[start : start + BATCH]

@@ -2,17 +2,18 @@
 
 from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
-from kochat_trl.data.rankings import Pairs, RankingOrder
+from kochat_trl.data.rankings import disputed
 from kochat_trl.data.records import Dialogue, Prompt, Ranking, RawRecord, Record
-from kochat_trl.desk.curation.which_reading import disputed
+from kochat_trl.desk.curation.convert import template_tokenizer
 from kochat_trl.errors import UserError
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.trainer import NO_RANK, RankingCollator
 from kochat_trl.rows.encode import IGNORED, conversation, encode_dialogue, encode_prompt, render
 from kochat_trl.rows.rows import build_dataset
-from kochat_trl.settings.keys import Stage
+from kochat_trl.settings.keys import DataArguments, Stage
 from kochat_trl.settings.parse import Arguments
 
 from rich.console import Console
@@ -23,35 +24,35 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 UNSEEN = "not trained on, label −100"
 TRAINED = "trained on, label = id"
+WHOLE = "tokens and ids"  # of a sequence without labels
 
 
 def show_record(
-    raw: RawRecord,
-    record: Record,
-    order: RankingOrder,
-    pairs: Pairs,
-    tokenizer: PreTrainedTokenizerBase,
-    ids: bool,
-    console: Console,
+    raw: RawRecord, record: Record, options: DataArguments, tokenizer: PreTrainedTokenizerBase | None, console: Console
 ) -> None:
-    """Print one record: its template's text, its tokens and labels (with `ids`), and the pairs of a ranking."""
+    """Print one record: the text of its template, its tokens and labels, and the pairs of a ranking.
+
+    Without a tokenizer the template is KoChatGPT's, and there are no tokens.
+    """
+    template = tokenizer or template_tokenizer()
     console.rule(Text(str(raw.source)))
     if isinstance(record, Prompt):
         messages = [{"role": "user", "content": record.prompt}]
-        _print_text("templated text", render(tokenizer, messages, prompt=True), console)
-        if ids:
-            _print_tokens(tokenizer, encode_prompt(tokenizer, record.prompt), None, console)
+        _print_text("templated text", render(template, messages, prompt=True), console)
+        if tokenizer:
+            _print_ids(tokenizer, encode_prompt(tokenizer, record.prompt), None, console)
     elif isinstance(record, Dialogue):
-        _print_text("templated text", render(tokenizer, record.messages), console)
-        if ids:
-            _print_tokens(tokenizer, *encode_dialogue(tokenizer, record.messages), console)
+        _print_text("templated text", render(template, record.messages), console)
+        if tokenizer:
+            ids, labels = encode_dialogue(tokenizer, record.messages)
+            _print_ids(tokenizer, ids, _parts(labels), console)
     else:
-        _print_ranking(raw, record, order, pairs, console)
+        _print_ranking(raw, record, options, console)
         for i, completion in enumerate(record.completions):
-            messages = list(conversation(record.prompt, completion))
-            _print_text(f"completion {i}, templated text", render(tokenizer, messages), console)
-            if ids:
-                _print_tokens(tokenizer, encode_dialogue(tokenizer, messages)[0], None, console)
+            turns = conversation(record.prompt, completion)
+            _print_text(f"completion {i}, templated text", render(template, turns), console)
+            if tokenizer:
+                _print_ids(tokenizer, encode_dialogue(tokenizer, turns)[0], None, console)
 
 
 def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> None:
@@ -76,19 +77,22 @@ def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> N
         tensors.add_row(name, str(tuple(tensor.shape)), str(tensor.dtype).removeprefix("torch."))
     console.print(tensors)
     rows = Table("row", "tokens", "padding", "trained on", title="its sequences", title_justify="left")
-    names = [str(index + i) for i in range(size)]
+    names = [str(row) for row in range(index, index + size)]
     if stage == "reward":
-        ranks = [[rank for rank in row if rank != NO_RANK] for row in batch["ranks"].tolist()]
-        names = [f"{name}, rank {rank}" for name, its_ranks in zip(names, ranks, strict=True) for rank in its_ranks]
-    for i, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
-        side = "left" if not mask[0] else "right"
-        padding = int((mask == 0).sum())
-        trained = str(int((batch["labels"][i] != IGNORED).sum())) if "labels" in batch else "–"
-        rows.add_row(names[i], str(len(ids) - padding), f"{padding} {side}" if padding else "0", trained)
+        ranks = zip(names, batch["ranks"].tolist(), strict=True)
+        names = [f"{name}, rank {rank}" for name, its_ranks in ranks for rank in its_ranks if rank != NO_RANK]
+    labels = batch["labels"].tolist() if "labels" in batch else [None] * len(names)
+    masks = batch["attention_mask"].tolist()
+    for name, mask, its_labels in zip(names, masks, labels, strict=True):
+        padding = f"{mask.count(0)} {'right' if mask[0] else 'left'}" if 0 in mask else "0"
+        trained = f"{len(its_labels) - its_labels.count(IGNORED)}" if its_labels else "–"
+        rows.add_row(name, str(mask.count(1)), padding, trained)
     console.print(rows)
-    labels = batch["labels"][0].tolist() if "labels" in batch else None
     console.print("the first sequence:", style="bold")
-    _print_tokens(tokenizer, batch["input_ids"][0].tolist(), labels, console, batch["attention_mask"][0].tolist())
+    ids = batch["input_ids"][0].tolist()
+    parts = _parts(labels[0]) if labels[0] else [WHOLE] * len(ids)
+    shown = [part if real else "padding" for part, real in zip(parts, masks[0], strict=True)]
+    _print_ids(tokenizer, ids, shown, console)
 
 
 def collator(stage: Stage, tokenizer: PreTrainedTokenizerBase, training: Any) -> Any:
@@ -104,19 +108,18 @@ def collator(stage: Stage, tokenizer: PreTrainedTokenizerBase, training: Any) ->
     return collator_class(pad_token_id=tokenizer.pad_token_id, pad_to_multiple_of=training.pad_to_multiple_of)
 
 
-def _print_ranking(raw: RawRecord, record: Ranking, order: RankingOrder, pairs: Pairs, console: Console) -> None:
+def _print_ranking(raw: RawRecord, record: Ranking, options: DataArguments, console: Console) -> None:
     tiers = " > ".join(" = ".join(map(str, tier)) for tier in record.tiers)
     console.print(f"ranking {raw.fields.get('ranking', 'chosen > rejected')}: completions, best first: {tiers}")
-    table = Table("better", "worse", "ranks apart", title=f"pairs: {pairs}", title_justify="left")
-    for pair in record.pairs(pairs):
+    table = Table("better", "worse", "ranks apart", title=f"pairs: {options.pairs}", title_justify="left")
+    for pair in record.pairs(options.pairs):
         table.add_row(*map(str, pair))
     console.print(table)
     turned = [] if "chosen" in raw.fields else disputed(raw.fields["ranking"], len(record.completions))
-    if turned and order == "best_first":
+    if turned and options.ranking_order == "best_first":
         shown = ", ".join(f"{better} > {worse}" for better, worse in turned)
-        console.print(
-            f"Read as rank_of, which KoChatGPT's trainer does, these are upside down: {shown}", style="yellow"
-        )
+        told = f"Read as rank_of, which KoChatGPT's trainer does, these are upside down: {shown}"
+        console.print(told, style="yellow")
 
 
 def _print_text(title: str, text: str, console: Console) -> None:
@@ -124,28 +127,18 @@ def _print_text(title: str, text: str, console: Console) -> None:
     console.print(Text(text))
 
 
-def _print_tokens(
-    tokenizer: PreTrainedTokenizerBase,
-    ids: list[int],
-    labels: list[int] | None,
-    console: Console,
-    mask: list[int] | None = None,
-) -> None:
-    """Tokens with their ids, in runs of the same part: padding, not trained on, trained on."""
+def _parts(labels: list[int]) -> list[str]:
+    return [UNSEEN if label == IGNORED else TRAINED for label in labels]
 
-    def part(i: int) -> str:
-        if mask is not None and not mask[i]:
-            return "padding"
-        if labels is None:
-            return "tokens and ids"
-        return UNSEEN if labels[i] == IGNORED else TRAINED
 
-    for name, run in groupby(range(len(ids)), part):
-        places = list(run)
-        console.print(f"\n[bold]{name}[/bold]: {len(places)}")
+def _print_ids(tokenizer: PreTrainedTokenizerBase, ids: list[int], parts: list[str] | None, console: Console) -> None:
+    """Tokens with their ids, in runs of the same part; of one part, `WHOLE`, unless given."""
+    for part, run in groupby(zip(parts or [WHOLE] * len(ids), ids, strict=True), itemgetter(0)):
+        its_ids = [token_id for _, token_id in run]
+        console.print(f"\n[bold]{part}[/bold]: {len(its_ids)}")
         line = Text()
-        for i in places:
-            token = str(tokenizer.convert_ids_to_tokens(ids[i])).replace("\n", "⏎")
-            line.append(token, style="green" if name == TRAINED else "")
-            line.append(f"\u00a0{ids[i]}  ", style="dim")  # no line break between a token and its id
+        for token_id in its_ids:
+            token = str(tokenizer.convert_ids_to_tokens(token_id)).replace("\n", "⏎")
+            line.append(token, style="green" if part == TRAINED else "")
+            line.append(f"\u00a0{token_id}  ", style="dim")  # no line break between a token and its id
         console.print(line)

@@ -12,7 +12,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from kochat_trl.data.text import hangul_share
-from kochat_trl.statistics import effective_size, sign_test, wilson_interval
+from kochat_trl.desk.statistics import effective_size, sign_test, wilson_interval
 
 LEVEL = 0.05  # a baseline is beaten where p is below this
 BINS = 10  # of confidence

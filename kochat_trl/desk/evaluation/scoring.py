@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kochat_trl.data.parsing import read_parsed
 from kochat_trl.data.rankings import RankingOrder
+from kochat_trl.data.readers import read_parsed
 from kochat_trl.data.records import (
     BrokenRecordsError,
     Dialogue,

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.data.writers import to_json
 from kochat_trl.desk.evaluation.metrics import BINS, Accuracy, Agreement, Calibration, Evaluation
+from kochat_trl.desk.statistics import wilson_interval
+from kochat_trl.desk.writers import to_json
 from kochat_trl.files import new_file, refuse_existing
-from kochat_trl.statistics import wilson_interval
 
 from rich.console import Console
 from rich.table import Table

@@ -1,13 +1,12 @@
 """Self-made sample data in KoChatGPT's file shapes, and a judge that knows the right answers.
 
-The real KoChatGPT files need a download and a model large enough to profit from them. This module writes files of the
-same shapes from small tables of facts, simple enough that a tiny GPT-2 trained from scratch on a CPU can learn them.
-Because every question carries its right answer, ``Judge`` can score any response without a trained model, and a demo
-can show that base < SFT < PPO.
+The real KoChatGPT files need a download and a model large enough to profit from them. These are made of small tables of
+facts, simple enough that a tiny GPT-2 trained from scratch on a CPU can learn them. As every question carries its right
+answer, ``Judge`` scores any response without a trained model, and a demo can show that base < SFT < PPO.
 
-From fact to file: `facts.yaml` has the facts, each asked in several ways; `make_questions` keeps some phrasings of a
-fact for evaluation (some whole facts in arithmetic), and `write_sample_data` gives each question completions of three
-clearly different qualities.
+From fact to file: `facts.yaml` has the facts, each asked in several ways, with the particles that each word takes;
+`make_questions` keeps some phrasings of a fact for evaluation (some whole facts in arithmetic), and `write_sample_data`
+gives each question completions of three clearly different qualities.
 """
 
 import json
@@ -15,14 +14,136 @@ import math
 import random
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from kochat_trl.data.text import has_hangul, normalized
-from kochat_trl.data.writers import write_records
-from kochat_trl.desk.sample.facts import all_facts, tables
+from kochat_trl.desk.writers import write_records
+
+import yaml
+
+# --- Korean particles ---------------------------------------------------------------------------
+
+# The form after a final consonant -> the form after a vowel.
+_PARTICLES = {"은": "는", "이": "가", "을": "를", "과": "와", "으로": "로", "이에요": "예요", "이야": "야"}
+# 0 stands for every number that ends in it: 영, 십, 백, 천 and 만 all have a final consonant.
+_DIGIT_READINGS = "영일이삼사오육칠팔구"
+_FINAL_RIEUL = 8
+
+
+def with_particle(word: str, particle: str) -> str:
+    """Append ``particle``, named by its form after a consonant, in the form that suits ``word``.
+
+    Digits are read in Sino-Korean: ``with_particle("3", "은")`` is "3은", and "2" gives "2는".
+    """
+    last = word[-1]
+    syllable = _DIGIT_READINGS[int(last)] if last in "0123456789" else last
+    if not "가" <= syllable <= "힣":
+        raise ValueError(f"Cannot tell which particle follows {word!r}: it ends in {last!r}")
+    final = (ord(syllable) - ord("가")) % 28
+    takes_vowel_form = final == 0 or (particle == "으로" and final == _FINAL_RIEUL)
+    return word + (_PARTICLES[particle] if takes_vowel_form else particle)
+
+
+class _Word(str):
+    """A string whose format spec is a particle: ``f"{_Word('개'):은}"`` is "개는"."""
+
+    def __format__(self, particle: str) -> str:
+        return with_particle(self, particle) if particle else str(self)
+
+
+# --- From tables to facts -----------------------------------------------------------------------
+
+_Row = tuple[str, ...]
+_GENERATED: dict[str, list[_Row]] = {  # the rows of topics that have a rule rather than a table
+    "sums": [(str(a), str(b), str(a + b)) for a, b in product(range(1, 10), repeat=2)],
+    "differences": [(str(a), str(b), str(a - b)) for a in range(2, 11) for b in range(1, a)],
+    "products": [(str(a), str(b), str(a * b)) for a, b in product(range(2, 10), repeat=2)],
+    "neighbours": [row for n in range(2, 31) for row in ((f"{n} 다음", str(n + 1)), (f"{n} 바로 앞", str(n - 1)))],
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing to know, every way to ask for it, and the right, wrong and curt ways to say it."""
+
+    domain: str
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
+    full: str
+    wrongs: tuple[str, ...]
+    curts: tuple[str, ...]
+    held_out_whole: bool = False
+
+
+def _rows(topic: dict[str, Any]) -> list[_Row]:
+    """The rows of a topic: generated, a table, or the items of each answer."""
+    if "generated" in topic:
+        return _GENERATED[topic["generated"]]
+    if isinstance(topic["rows"], dict):
+        return [(item, answer) for answer, items in topic["rows"].items() for item in items.split(", ")]
+    rows = [tuple(row.strip().split(":")) for row in re.split(r"[,\n]", topic["rows"].strip())]
+    return rows + [row[::-1] for row in rows] if topic.get("both_ways") else rows
+
+
+def _topic_facts(topic: dict[str, Any], synonyms: dict[str, str]) -> Iterator[Fact]:
+    """A fact for each row of a topic."""
+    pairs = (product(stems.split("/"), endings.split("/")) for stems, endings in topic["ask"].items())
+    prompts = [f"{stem} {ending}" for some in pairs for stem, ending in some]
+    prompts += topic["also"].split("/") if "also" in topic else []
+    curts = topic.get("curts", "{a}/{a}./{a:이야}").split("/")
+    rows, full = _rows(topic), topic["full"]
+    size = topic.get("pool", len(rows))
+    for place, row in enumerate(rows):
+        first = place - place % size
+        pool = dict.fromkeys(other[-1] for other in rows[first : first + size])
+        *cells, answer = map(_Word, row)
+        slots = dict(zip("xyz", cells, strict=False))
+        yield Fact(
+            domain=topic["domain"],
+            prompts=tuple(template.format(**slots) for template in prompts),
+            answers=(str(answer), *filter(None, synonyms.get(answer, "").split("/"))),
+            full=full.format(**slots, a=answer),
+            wrongs=tuple(full.format(**slots, a=_Word(other)) for other in pool if other != answer),
+            curts=tuple(template.format(**slots, a=answer) for template in curts),
+            held_out_whole=topic.get("held_out_whole", False),
+        )
+
+
+def _small_talk_facts(intents: list[dict[str, str]]) -> Iterator[Fact]:
+    for intent in intents:
+        yield Fact(
+            domain="small_talk",
+            prompts=tuple(intent["prompts"].split("/")),
+            answers=tuple(intent["keywords"].split("/")),
+            full=intent["reply"],
+            wrongs=tuple(other["reply"] for other in intents if other is not intent),
+            curts=(intent["curt"], f"{intent['curt']}."),
+        )
+
+
+@cache
+def _tables() -> dict[str, Any]:
+    """What is in `facts.yaml`."""
+    return yaml.safe_load(files(__package__).joinpath("facts.yaml").read_text(encoding="utf-8"))
+
+
+@cache
+def _all_facts() -> tuple[Fact, ...]:
+    """Every fact of every topic, in a fixed order."""
+    facts = [fact for topic in _tables()["topics"] for fact in _topic_facts(topic, _tables()["synonyms"])]
+    return (*facts, *_small_talk_facts(_tables()["small_talk"]))
+
+
+# --- Questions ----------------------------------------------------------------------------------
+
+_HELD_OUT_SHARE = 0.115
 
 
 @dataclass(frozen=True)
@@ -37,11 +158,6 @@ class Question:
     domain: str
 
 
-# --- Questions ----------------------------------------------------------------------------------
-
-_HELD_OUT_SHARE = 0.115
-
-
 def make_questions(seed: int) -> tuple[list[Question], list[Question]]:
     """Return (train, held-out) questions, about 11.5 % of them held out; no prompt is in both.
 
@@ -51,7 +167,7 @@ def make_questions(seed: int) -> tuple[list[Question], list[Question]]:
     rng = random.Random(f"{seed}/questions")
     train: list[Question] = []
     held_out: list[Question] = []
-    for fact in all_facts():
+    for fact in _all_facts():
         questions = [
             Question(prompt, fact.answers, fact.full, rng.choice(fact.wrongs), rng.choice(fact.curts), fact.domain)
             for prompt in fact.prompts
@@ -67,9 +183,6 @@ def make_questions(seed: int) -> tuple[list[Question], list[Question]]:
     return train, held_out
 
 
-# --- Completions of three qualities -------------------------------------------------------------
-
-
 class _Completions:
     """Draws completions of clearly different qualities for a question.
 
@@ -78,12 +191,9 @@ class _Completions:
 
     def __init__(self, peers: Iterable[Question], rng: random.Random) -> None:
         self._rng = rng
-        self._curts: dict[str, list[str]] = {}
+        self._curts: dict[str, list[str]] = defaultdict(list)
         for peer in peers:
-            self._curts.setdefault(peer.domain, []).append(peer.curt)
-
-    def best(self, question: Question) -> str:
-        return question.full
+            self._curts[peer.domain].append(peer.curt)
 
     def middle(self, question: Question) -> str:
         """Right but curt, or curt and wrong, or polite and wrong."""
@@ -92,27 +202,29 @@ class _Completions:
             return question.curt
         if kind == "wrong":
             return question.wrong
-        return self._rng.choice(tables()["hedges"]) + self._wrong_curt(question)
+        return self._rng.choice(_tables()["hedges"]) + self._wrong_curt(question)
 
     def worst(self, question: Question) -> str:
         """English, or one word of the prompt over and over, or a scrap of unrelated text."""
         kind = self._rng.choices(("English", "repetition", "fragment"), (50, 30, 20))[0]
         if kind == "English":
-            return self._rng.choice(tables()["english"])
+            return self._rng.choice(_tables()["english"])
         if kind == "repetition":
             return " ".join([self._dull_word(question)] * self._rng.randint(4, 7))
-        return " ".join(self._rng.sample(tables()["scraps"], 2))
+        return " ".join(self._rng.sample(_tables()["scraps"], 2))
 
-    def mixed(self, question: Question) -> str:
+    def sft_record(self, question: Question) -> dict[str, object]:
         """A completion of mixed quality, so that reinforcement learning has room to improve."""
-        quality = self._rng.choices((self.best, self.middle, self.worst), (45, 33, 22))[0]
-        return quality(question)
+        worse = self._rng.choices((None, self.middle, self.worst), (45, 33, 22))[0]
+        completion = worse(question) if worse else question.full
+        return {"prompt": question.prompt, "completion": completion, "tokens": len(completion)}
 
-    def ranked(self, question: Question) -> tuple[list[str], list[int]]:
-        """One completion of each quality in random order, and their indices, best first."""
-        best_first = (self.best(question), self.middle(question), self.worst(question))
+    def ranking_record(self, question: Question) -> dict[str, object]:
+        """A completion of each quality in random order, and their indices, best first."""
+        best_first = (question.full, self.middle(question), self.worst(question))
         ranking = self._rng.sample(range(3), 3)
-        return [best_first[ranking.index(index)] for index in range(3)], ranking
+        numbered = {f"completion_{index}": best_first[ranking.index(index)] for index in range(3)}
+        return {"prompt": question.prompt, **numbered, "ranking": ranking}
 
     def _wrong_curt(self, question: Question) -> str:
         """The curt answer to another question of the domain, one that is wrong here."""
@@ -123,26 +235,16 @@ class _Completions:
 
     def _dull_word(self, question: Question) -> str:
         """A word of the prompt that neither answers it nor ends politely."""
-        words = [
-            word
-            for word in re.findall(r"\w{2,}", question.prompt)
-            if not word.endswith(_POLITE_ENDINGS) and not _named(question.answers, word)
-        ]
-        return self._rng.choice(words or ["그거"])
+        words = [word for word in re.findall(r"\w{2,}", question.prompt) if not word.endswith(_POLITE_ENDINGS)]
+        return self._rng.choice([word for word in words if not _named(question.answers, word)] or ["그거"])
 
 
 # --- Files --------------------------------------------------------------------------------------
 
-_FILE_NAMES = {
-    "sft": "kochatgpt_1_SFT.jsonl",
-    "rm": "kochatgpt_2_RM.jsonl",
-    "ppo": "kochatgpt_3_PPO.jsonl",
-    "sft_eval": "kochatgpt_1_SFT.heldout.jsonl",
-    "rm_eval": "kochatgpt_2_RM.heldout.jsonl",
-    "ppo_eval": "kochatgpt_3_PPO.heldout.jsonl",
-    "text": "pretraining.txt",
-    "judge": "judge.json",
-}
+_STEMS = {"sft": "kochatgpt_1_SFT", "rm": "kochatgpt_2_RM", "ppo": "kochatgpt_3_PPO"}
+_FILE_NAMES = {key: f"{stem}.jsonl" for key, stem in _STEMS.items()}
+_FILE_NAMES |= {f"{key}_eval": f"{stem}.heldout.jsonl" for key, stem in _STEMS.items()}
+_FILE_NAMES |= {"text": "pretraining.txt", "judge": "judge.json"}
 
 
 def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:
@@ -152,31 +254,18 @@ def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:
     already, nothing is written and ``FileExistsError`` names it.
     """
     paths = {key: directory / name for key, name in _FILE_NAMES.items()}
-    for path in paths.values():
-        if path.exists():
-            raise FileExistsError(f"Refusing to overwrite {path}")
-
+    for path in filter(Path.exists, paths.values()):
+        raise FileExistsError(f"Refusing to overwrite {path}")
     train, held_out = make_questions(seed)
     for suffix, questions in (("", train), ("_eval", held_out)):
         completions = _Completions(train, random.Random(f"{seed}/completions{suffix}"))
-        write_records(paths[f"sft{suffix}"], "array", (_sft_record(q, completions) for q in questions))
-        write_records(paths[f"rm{suffix}"], "array", (_rm_record(q, completions) for q in questions))
+        write_records(paths[f"sft{suffix}"], "array", map(completions.sft_record, questions))
+        write_records(paths[f"rm{suffix}"], "array", map(completions.ranking_record, questions))
         write_records(paths[f"ppo{suffix}"], "array", ({"prompt": q.prompt} for q in questions))
     text = _pretraining_text(train, random.Random(f"{seed}/text"))
     paths["text"].write_text(text, encoding="utf-8", newline="\n")
     write_records(paths["judge"], "lines", [{"seed": seed}])
     return paths
-
-
-def _sft_record(question: Question, completions: _Completions) -> dict[str, object]:
-    completion = completions.mixed(question)
-    return {"prompt": question.prompt, "completion": completion, "tokens": len(completion)}
-
-
-def _rm_record(question: Question, completions: _Completions) -> dict[str, object]:
-    texts, ranking = completions.ranked(question)
-    numbered = {f"completion_{index}": text for index, text in enumerate(texts)}
-    return {"prompt": question.prompt, **numbered, "ranking": ranking}
 
 
 def _pretraining_text(questions: Sequence[Question], rng: random.Random) -> str:
@@ -195,8 +284,6 @@ def _pretraining_text(questions: Sequence[Question], rng: random.Random) -> str:
     rng.shuffle(passages)
     return "\n".join(passages) + "\n"
 
-
-# --- Judge --------------------------------------------------------------------------------------
 
 WEIGHTS: Mapping[str, float] = {"correct": 0.4, "polite": 0.2, "korean_only": 0.2, "ended": 0.1, "not_repeating": 0.1}
 _POLITE_ENDINGS = ("요", "니다")
@@ -222,24 +309,22 @@ class Judge:
 
     def __init__(self, questions: Iterable[Question]) -> None:
         self._questions = {normalized(question.prompt): question for question in questions}
-        answers: dict[str, dict[str, None]] = {}
+        self._domain_answers: dict[str, dict[str, None]] = defaultdict(dict)  # each answer once
         for question in self._questions.values():
-            answers.setdefault(question.domain, {}).update(dict.fromkeys(question.answers))
-        self._domain_answers = {domain: tuple(names) for domain, names in answers.items()}
+            self._domain_answers[question.domain] |= dict.fromkeys(question.answers)
 
     def knows(self, prompt: str) -> bool:
         return normalized(prompt) in self._questions
 
     def score(self, prompt: str, response: str, ended: bool) -> float:
-        question = self._questions.get(normalized(prompt))
-        if question is None:
+        if not self.knows(prompt):
             raise KeyError(f"The judge has no question with the prompt {prompt!r}")
-        text = normalized(response)
+        question, text = self._questions[normalized(prompt)], normalized(response)
         if not text:
             return 0.0
         holds = {
             "correct": self._is_correct(question, text),
-            "polite": _is_polite(text),
+            "polite": re.sub(r"\W+$", "", text).endswith(_POLITE_ENDINGS),
             "korean_only": _is_korean_only(text),
             "ended": ended,
             "not_repeating": not _is_repeating(text),
@@ -250,7 +335,7 @@ class Judge:
         if len(text) > _LONGEST_ANSWER * len(question.full):
             return False
         if all(answer.isdecimal() for answer in question.answers):
-            numbers = _numbers(text)
+            numbers = re.findall(r"(?<!\d)-?\d+(?:\.\d+)?", re.sub(r"(?<=\d),(?=\d{3})", "", text))  # 1,000 is one
             return bool(numbers) and numbers[-1] in question.answers
         named = _named(self._domain_answers[question.domain], text)
         others = [answer for answer in named if answer not in question.answers]
@@ -271,20 +356,10 @@ def _named(answers: Iterable[str], text: str) -> list[str]:
     return [answer for answer in answers if f" {answer}" in words]
 
 
-def _numbers(text: str) -> list[str]:
-    """The whole numbers in ``text`` as written, without the commas between thousands."""
-    return re.findall(r"(?<!\d)-?\d+(?:\.\d+)?", re.sub(r"(?<=\d),(?=\d{3})", "", text))
-
-
-def _is_polite(text: str) -> bool:
-    return re.sub(r"\W+$", "", text).endswith(_POLITE_ENDINGS)
-
-
 def _is_korean_only(text: str) -> bool:
-    rest = [character for character in text if not has_hangul(character)]
+    rest = [c for c in text if not has_hangul(c)]
     is_foreign = (c.isalpha() or unicodedata.category(c).startswith("C") or c == "\ufffd" for c in rest)
-    has_korean = len(rest) < len(text) or re.search(r"\d", text) is not None
-    return has_korean and not any(is_foreign)
+    return (len(rest) < len(text) or re.search(r"\d", text) is not None) and not any(is_foreign)
 
 
 def _is_repeating(text: str) -> bool:

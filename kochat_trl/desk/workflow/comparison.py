@@ -7,8 +7,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from kochat_trl.data.probes import PROBES
+from kochat_trl.desk.statistics import half_interval
 from kochat_trl.desk.workflow.pipeline import Plan
-from kochat_trl.statistics import half_interval
 
 from rich import box
 from rich.console import Console

@@ -16,6 +16,7 @@ from kochat_trl.desk.answers.generate import Response, decoding, generate_answer
 from kochat_trl.desk.answers.likeness import bleu, chrf, distinct, rouge_l
 from kochat_trl.desk.evaluation.metrics import accuracy_of
 from kochat_trl.desk.sample.sample import Judge, judge_of
+from kochat_trl.desk.statistics import mean_interval
 from kochat_trl.desk.workflow.worries import worries
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import load_config, load_policy, positions_of
@@ -23,7 +24,6 @@ from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.score import load_scorer, score_ids
 from kochat_trl.rows.encode import encode_prompts
 from kochat_trl.settings.keys import ModelArguments
-from kochat_trl.statistics import mean_interval
 
 import yaml
 from tqdm.auto import tqdm

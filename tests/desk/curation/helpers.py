@@ -6,9 +6,9 @@ import unicodedata
 from pathlib import Path
 
 from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS, read_records
-from kochat_trl.desk.curation.audit_view import print_report
 from kochat_trl.desk.curation.clean import Summary, clean_file
 from kochat_trl.desk.curation.faults import FAULTS
+from kochat_trl.desk.curation.view import print_report
 
 from hypothesis import strategies as st
 from rich.console import Console

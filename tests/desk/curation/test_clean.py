@@ -7,8 +7,9 @@ import sys
 
 from kochat_trl.data.readers import DIALOGUE_START, read_records
 from kochat_trl.data.records import parse
-from kochat_trl.desk.curation.clean import clean_file, print_summary
+from kochat_trl.desk.curation.clean import clean_file
 from kochat_trl.desk.curation.faults import FAULTS
+from kochat_trl.desk.curation.view import print_summary
 from kochat_trl.errors import UserError
 from kochat_trl.rows.encode import conversation, encode_dialogues, encode_prompts
 from tests.desk.curation.helpers import DEFAULT, RANKED, SFT, Cleaned, clean_names, messages, ranking

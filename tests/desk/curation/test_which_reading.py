@@ -2,8 +2,7 @@
 
 import json
 
-from kochat_trl.desk.curation.audit import check_files
-from kochat_trl.desk.curation.which_reading import TOGETHER, judge_reading
+from kochat_trl.desk.curation.audit import TOGETHER, check_files, judge_reading
 from kochat_trl.desk.sample.sample import write_sample_data
 
 

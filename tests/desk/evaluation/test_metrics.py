@@ -24,7 +24,7 @@ from kochat_trl.desk.evaluation.metrics import (
     wins,
 )
 from kochat_trl.desk.evaluation.view import print_evaluation
-from kochat_trl.statistics import effective_size, wilson_interval
+from kochat_trl.desk.statistics import effective_size, wilson_interval
 
 import pytest
 from rich.console import Console

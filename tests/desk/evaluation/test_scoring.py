@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from kochat_trl.data.records import Ranking, Source
 from kochat_trl.desk.evaluation import scoring, view
 from kochat_trl.desk.evaluation.scoring import read_rankings, score_rankings, texts_of_rankings
+from kochat_trl.desk.statistics import wilson_interval
 from kochat_trl.errors import UserError
 from kochat_trl.files import new_file
 from kochat_trl.models.loading import load_reward_model
@@ -20,7 +21,6 @@ from kochat_trl.rows.encode import conversation, encode_dialogue, encode_prompt
 from kochat_trl.rows.rows import DataReport, build_dataset
 from kochat_trl.runs.merge import merge_adapter
 from kochat_trl.settings.keys import DataArguments, ModelArguments
-from kochat_trl.statistics import wilson_interval
 from tests.tiny import PAIRS
 
 import pytest

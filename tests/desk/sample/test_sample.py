@@ -9,8 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from kochat_trl.desk.sample import sample
-from kochat_trl.desk.sample.facts import with_particle
-from kochat_trl.desk.sample.sample import Judge, Question, judge_of, make_questions, write_sample_data
+from kochat_trl.desk.sample.sample import Judge, Question, judge_of, make_questions, with_particle, write_sample_data
 from tests.tiny import ROOT
 
 import pytest

@@ -10,6 +10,7 @@ from pathlib import Path
 from kochat_trl.data.probes import PROBES
 from kochat_trl.desk.answers.generate import Response, decoding, generate_answers, mean_logprob
 from kochat_trl.desk.sample.sample import Judge, make_questions, write_sample_data
+from kochat_trl.desk.statistics import mean_interval, wilson_interval
 from kochat_trl.desk.workflow import page
 from kochat_trl.desk.workflow.page import render_page, write_report
 from kochat_trl.desk.workflow.report import Run, build_report, named_runs, read_questions
@@ -20,7 +21,6 @@ from kochat_trl.models.loading import add_lora, load_causal_lm, load_policy
 from kochat_trl.reward.score import load_scorer, score_ids
 from kochat_trl.rows.encode import encode_prompt
 from kochat_trl.settings.keys import ModelArguments
-from kochat_trl.statistics import mean_interval, wilson_interval
 
 import pytest
 import torch

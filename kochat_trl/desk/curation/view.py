@@ -1,11 +1,11 @@
-"""An audit on the terminal."""
+"""An audit, and what cleaning did, on the terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from kochat_trl.desk.curation.audit import BINS, FileReport, Level, Report
-from kochat_trl.desk.curation.faults import FAULTS
-from kochat_trl.desk.curation.which_reading import Reading
+from kochat_trl.desk.curation.audit import BINS, FileReport, Reading, Report
+from kochat_trl.desk.curation.clean import Summary
+from kochat_trl.desk.curation.faults import FAULTS, Level
 
 from rich.console import Console
 from rich.padding import Padding
@@ -49,8 +49,7 @@ def print_report(report: Report, console: Console) -> None:
         where = [f"{Path(path).name} {count:,} ({share:.2%})" for path, count, share in sides]
         say(f"{_number(overlap.prompts, 'prompt')} in two files; records of {', of '.join(where)}", _STYLES["warning"])
     last = f"{_number(report.errors, 'error')}, {_number(report.warnings, 'warning')}."
-    if report.errors:
-        last += " The recipes refuse errors, or leave them out if told so."
+    last += " The recipes refuse errors, or leave them out if told so." if report.errors else ""
     if report.errors or report.warnings:
         last += "\nTo mend a copy: kochat data clean FILE --output NEW_FILE"
     console.print(Text(last, "bold red" if report.errors else "bold yellow" if report.warnings else "bold green"))
@@ -117,3 +116,14 @@ def _reading(reading: Reading) -> str:
             one, other = tally.values()
             text += f"\n          the better one {sign}: {_number(one, 'pair')} for best_first, {other:,} for rank_of"
     return text
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """A table of the faults that were found and what was done about them, and the counts."""
+    if summary.faults:
+        table = Table("fault", "records", "fix")
+        for name, count in summary.faults.items():
+            table.add_row(name, f"{count:,}", FAULTS[name].fix)
+        console.print(table)
+    counts = f"{summary.read:,} records read, {summary.written:,} written, {summary.changed:,} of them changed"
+    console.print(f"{summary.file}: {counts}; {summary.dropped:,} dropped.", markup=False)

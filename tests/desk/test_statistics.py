@@ -4,7 +4,7 @@ import sys
 from math import comb
 from statistics import NormalDist, stdev
 
-from kochat_trl.statistics import half_interval, mean_interval, sign_test, wilson_interval
+from kochat_trl.desk.statistics import half_interval, mean_interval, sign_test, wilson_interval
 
 import pytest
 from scipy.stats import binomtest

@@ -3,7 +3,8 @@
 import csv
 import json
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,11 +27,17 @@ def write_records(path: str | Path, shape: Shape, records: Iterable[Any]) -> int
 
 def write_stream(stream: TextIO, shape: Shape, records: Iterable[Any]) -> int:
     """`write_records` into an open file."""
+    count = 0
     try:
-        return _WRITERS[shape](stream, records)
+        for text in _TEXTS[shape](records):
+            stream.write(text)
+            count += 1
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         raise UserError(f"{stream.name}: half a character ({half!r}) in a text; only JSON can tell it") from None
+    if shape == "array":
+        stream.write("\n]\n" if count else "[]\n")
+    return count
 
 
 def to_json(fields: Any, indent: int | None = None) -> str:
@@ -49,69 +56,53 @@ def to_json(fields: Any, indent: int | None = None) -> str:
     return text
 
 
-def _write_array(stream: TextIO, records: Iterable[Any]) -> int:
-    count = 0
-    for count, fields in enumerate(records, start=1):
+# Each of these yields a text for each record.
+
+
+def _array(records: Iterable[Any]) -> Iterator[str]:
+    for i, fields in enumerate(records):
         text = to_json(fields, indent=4).replace("\n", "\n    ")
-        stream.write(f"{'[' if count == 1 else ','}\n    {text}")
-    stream.write("\n]\n" if count else "[]\n")
-    return count
+        yield f"{',' if i else '['}\n    {text}"
 
 
-def _write_lines(stream: TextIO, records: Iterable[Any]) -> int:
-    count = 0
-    for fields in records:
-        stream.write(to_json(fields) + "\n")
-        count += 1
-    return count
+def _lines(records: Iterable[Any]) -> Iterator[str]:
+    return (f"{to_json(fields)}\n" for fields in records)
 
 
-def _write_dialogues(stream: TextIO, records: Iterable[Turns]) -> int:
-    count = 0
-    for count, turns in enumerate(records, start=1):
-        stream.write(DIALOGUE_START + "\n")
-        for speaker, content in turns:
-            for line in content.split("\n")[1:]:
-                if line.strip().startswith((DIALOGUE_START, *(f"{name}:" for name in SPEAKERS))):
-                    raise UserError(f"dialogue {count - 1}: a line of a turn begins with {line.strip()[:24]!r}")
-            stream.write(f"{speaker}: {content}\n")
-    return count
+def _dialogues(records: Iterable[Turns]) -> Iterator[str]:
+    for i, turns in enumerate(records):
+        for line in (line.strip() for _, content in turns for line in content.split("\n")[1:]):
+            if line.startswith((DIALOGUE_START, *(f"{name}:" for name in SPEAKERS))):
+                raise UserError(f"dialogue {i}: a line of a turn begins with {line[:24]!r}")
+        yield "".join([f"{DIALOGUE_START}\n", *(f"{speaker}: {content}\n" for speaker, content in turns)])
 
 
-def _write_csv(stream: TextIO, records: Iterable[dict[str, str]]) -> int:
+def _csv(records: Iterable[dict[str, str]]) -> Iterator[str]:
     header: list[str] = []
-    count = 0
-    for fields in records:
+    for i, fields in enumerate(records):
+        text = StringIO()
         if not header:
             header = list(fields)
-            csv.writer(stream, lineterminator="\n").writerow(header)
+            csv.writer(text, lineterminator="\n").writerow(header)
         if set(fields) != set(header):
-            raise UserError(f"record {count} has other fields than the first, and a CSV file has one header")
+            raise UserError(f"record {i} has other fields than the first, and a CSV file has one header")
         bare = any("\r" in cell for cell in fields.values())  # Python 3.11 puts no quotes around a CR
         quoting: Any = csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL
-        csv.writer(stream, lineterminator="\n", quoting=quoting).writerow([fields[name] for name in header])
-        count += 1
-    return count
+        csv.writer(text, lineterminator="\n", quoting=quoting).writerow([fields[name] for name in header])
+        yield text.getvalue()
 
 
-def _write_text(stream: TextIO, records: Iterable[dict[str, str]]) -> int:
-    count, begun = 0, False
-    for count, fields in enumerate(records, start=1):
-        if "\n" in fields["prompt"]:
-            raise UserError(f"prompt {count - 1} has more than one line; a text file has one prompt a line")
-        if not begun and (start := fields["prompt"].strip()):
+def _text(records: Iterable[dict[str, str]]) -> Iterator[str]:
+    begun = False
+    for i, prompt in enumerate(fields["prompt"] for fields in records):
+        if "\n" in prompt:
+            raise UserError(f"prompt {i} has more than one line; a text file has one prompt a line")
+        if not begun and (start := prompt.strip()):
             begun = True
             if shape_of(start) != "text":
                 raise UserError(f"a text file that begins with {start[:24]!r} would be taken for another shape")
-        stream.write(fields["prompt"] + "\n")
-    return count
+        yield f"{prompt}\n"
 
 
-_WRITERS: dict[Shape, Any] = {
-    "array": _write_array,
-    "lines": _write_lines,
-    "dialogues": _write_dialogues,
-    "csv": _write_csv,
-    "text": _write_text,
-    "dataset": _write_lines,
-}
+_TEXTS: dict[Shape, Any] = {"array": _array, "lines": _lines, "dialogues": _dialogues, "csv": _csv, "text": _text}
+_TEXTS["dataset"] = _lines

@@ -4,7 +4,7 @@ scipy.stats takes most of a second to load, so it is loaded where a figure needs
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
 
@@ -65,10 +65,9 @@ def effective_size(won: Sequence[float], prompts: Sequence[str]) -> float:
     """
     mean = fmean(won)
     added: dict[str, float] = defaultdict(float)
-    sizes: dict[str, int] = defaultdict(int)
     for prompt, value in zip(prompts, won, strict=True):
         added[prompt] += value - mean
-        sizes[prompt] += 1
+    sizes = Counter(prompts)
     fewest = len(won) ** 2 / sum(size**2 for size in sizes.values())
     if len(sizes) == 1 or len(set(won)) == 1:
         return fewest

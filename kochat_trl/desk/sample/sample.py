@@ -279,8 +279,7 @@ def _pretraining_text(questions: Sequence[Question], rng: random.Random) -> str:
     passages: list[str] = []
     for question in questions:
         responses = (question.full, question.curt, completions.worst(question))
-        passages += [f"질문: {question.prompt} 대답:{response}" for response in responses]
-        passages.append(question.full)
+        passages += [*(f"질문: {question.prompt} 대답:{response}" for response in responses), question.full]
     rng.shuffle(passages)
     return "\n".join(passages) + "\n"
 

@@ -321,12 +321,13 @@ class Judge:
         question, text = self._questions[normalized(prompt)], normalized(response)
         if not text:
             return 0.0
+        words = Counter(re.findall(r"\w+", text))
         holds = {
             "correct": self._is_correct(question, text),
             "polite": re.sub(r"\W+$", "", text).endswith(_POLITE_ENDINGS),
             "korean_only": _is_korean_only(text),
             "ended": ended,
-            "not_repeating": not _is_repeating(text),
+            "not_repeating": max(words.values(), default=0) < 3 and not re.search(r"(.{2,})\1\1", text),
         }
         return math.fsum(weight for name, weight in WEIGHTS.items() if holds[name])
 
@@ -359,8 +360,3 @@ def _is_korean_only(text: str) -> bool:
     rest = [c for c in text if not has_hangul(c)]
     is_foreign = (c.isalpha() or unicodedata.category(c).startswith("C") or c == "\ufffd" for c in rest)
     return (len(rest) < len(text) or re.search(r"\d", text) is not None) and not any(is_foreign)
-
-
-def _is_repeating(text: str) -> bool:
-    words = Counter(re.findall(r"\w+", text))
-    return max(words.values(), default=0) >= 3 or re.search(r"(.{2,})\1\1", text) is not None

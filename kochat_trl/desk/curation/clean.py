@@ -131,7 +131,11 @@ def clean_file(
     left = [entry for entry in entries if not entry.dropped]
     with new_file(report) as stream:  # appears after the output
         stream.writelines(f"{_visible(_report(entry, kind, order))}\n" for entry in entries if entry.faults)
-        _write(output, [entry.raw.fields for entry in left])
+        dialogues = [_as_dialogue(entry.raw.fields) for entry in left]
+        if dialogues and None not in dialogues:
+            write_records(output, "dialogues", dialogues)
+        else:
+            write_records(output, "array", (_without_messages(entry.raw.fields) for entry in left))
     counts = Counter(fault for entry in entries for fault in entry.faults)
     faults = {fault: counts[fault] for fault in FAULTS if fault in counts}
     changed = sum(bool(entry.faults) for entry in left)
@@ -320,14 +324,6 @@ def _by_name(fields: Any) -> dict[str, Any]:
 def _visible(line: dict[str, Any]) -> str:
     """JSON in which what can't be seen is escaped."""
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in to_json(line))
-
-
-def _write(output: str | Path, records: list[Any]) -> None:
-    dialogues = [_as_dialogue(fields) for fields in records]
-    if dialogues and None not in dialogues:
-        write_records(output, "dialogues", dialogues)
-    else:
-        write_records(output, "array", map(_without_messages, records))
 
 
 def _as_dialogue(fields: Any) -> Turns | None:

@@ -209,8 +209,10 @@ class _Completions:
         kind = self._rng.choices(("English", "repetition", "fragment"), (50, 30, 20))[0]
         if kind == "English":
             return self._rng.choice(_tables()["english"])
-        if kind == "repetition":
-            return " ".join([self._dull_word(question)] * self._rng.randint(4, 7))
+        if kind == "repetition":  # of a word that neither answers the prompt nor ends politely
+            words = [word for word in re.findall(r"\w{2,}", question.prompt) if not word.endswith(_POLITE_ENDINGS)]
+            dull = [word for word in words if not _named(question.answers, word)] or ["그거"]
+            return " ".join([self._rng.choice(dull)] * self._rng.randint(4, 7))
         return " ".join(self._rng.sample(_tables()["scraps"], 2))
 
     def sft_record(self, question: Question) -> dict[str, object]:
@@ -232,11 +234,6 @@ class _Completions:
             curt = self._rng.choice(self._curts[question.domain])
             if not _named(question.answers, curt):
                 return curt
-
-    def _dull_word(self, question: Question) -> str:
-        """A word of the prompt that neither answers it nor ends politely."""
-        words = [word for word in re.findall(r"\w{2,}", question.prompt) if not word.endswith(_POLITE_ENDINGS)]
-        return self._rng.choice([word for word in words if not _named(question.answers, word)] or ["그거"])
 
 
 # --- Files --------------------------------------------------------------------------------------

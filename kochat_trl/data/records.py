@@ -176,7 +176,10 @@ def parse_sft(raw: RawRecord) -> Dialogue:
     if isinstance(raw.fields, Turns):
         return _dialogue(raw, raw.fields, ("<사람>", "<챗봇>"))
     if raw.has("messages"):
-        return _dialogue(raw, _messages(raw), _ROLES)
+        messages = raw.fields["messages"]
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise RecordError(raw.source, "messages", messages, "a list of {role, content}")
+        return _dialogue(raw, [(message.get("role"), message.get("content")) for message in messages], _ROLES)
     for prompt_field, answer_field in ANSWER_FIELDS:
         if answer_field in raw.fields:
             return Dialogue(_turns(_prompt(raw, prompt_field), raw.text(answer_field)))
@@ -241,13 +244,6 @@ def _prompt(raw: RawRecord, field: str) -> str:
 
 def _turns(*contents: str) -> tuple[dict[str, str], ...]:
     return tuple({"role": _ROLES[i % 2], "content": text} for i, text in enumerate(contents))
-
-
-def _messages(raw: RawRecord) -> list[tuple[Any, Any]]:
-    messages = raw.fields["messages"]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise RecordError(raw.source, "messages", messages, "a list of {role, content}")
-    return [(message.get("role"), message.get("content")) for message in messages]
 
 
 def _dialogue(raw: RawRecord, turns: Sequence[tuple[Any, Any]], speakers: tuple[str, str]) -> Dialogue:

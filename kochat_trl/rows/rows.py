@@ -56,9 +56,6 @@ class DataReport:
         return "".join(lines + [f"kept in part: {error}\n" for error in self.in_part])
 
 
-# --- Records → rows of ids ----------------------------------------------------------------------
-
-
 def build_datasets(
     stage: Stage, args: Arguments, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Dataset, Dataset | None, DataReport]:

@@ -131,7 +131,11 @@ def clean_file(
     left = [entry for entry in entries if not entry.dropped]
     with new_file(report) as stream:  # appears after the output
         stream.writelines(f"{_visible(_report(entry, kind, order))}\n" for entry in entries if entry.faults)
-        _write(output, [entry.raw.fields for entry in left])
+        dialogues = [_as_dialogue(entry.raw.fields) for entry in left]
+        if dialogues and None not in dialogues:
+            write_records(output, "dialogues", dialogues)
+        else:
+            write_records(output, "array", (_without_messages(entry.raw.fields) for entry in left))
     counts = Counter(fault for entry in entries for fault in entry.faults)
     faults = {fault: counts[fault] for fault in FAULTS if fault in counts}
     changed = sum(bool(entry.faults) for entry in left)
@@ -186,31 +190,30 @@ def _entry(raw: RawRecord, kind: Kind, order: RankingOrder, fixes: Collection[st
     entry = _Entry(raw, None, raw)
     try:
         new = _mended(raw, fixes, entry.faults)
-        try:
-            parse(new, kind, order)
-        except RecordError as error:
-            if error.fault not in ("equal", "tied"):  # the shape of these is sound
-                raise
+        _parse_but({"equal", "tied"}, new, kind, order)  # the shape of these is sound
         new = RawRecord(raw.source, _kochatgpt_fields(new.fields, kind, order))
         new = _mended(new, fixes, entry.faults)  # an `input` has joined its `instruction`
         if "equal" in fixes and kind == "preference" and "chosen" not in new.fields:
             new = _without_copies(new, entry.faults)
-        entry.raw, entry.record = new, _parse_rewritten(new, kind)
+        entry.raw, entry.record = new, _parse_but({"tied"}, new, kind)
+        if not entry.record:  # nothing but a tie is taken, too: to drop it is a fix of its own
+            completions = _completions(new.fields)
+            tiers = ranking_tiers(new.fields["ranking"], len(completions))
+            entry.record = Ranking(new.fields["prompt"], completions, tiers)
     except RecordError as error:
         entry.error = error
         entry.drop(error.fault)
     return entry
 
 
-def _parse_rewritten(raw: RawRecord, kind: Kind) -> Record:
-    """`parse` after rewriting. A ranking that is nothing but a tie is taken, too: to drop it is a fix of its own."""
+def _parse_but(faults: Collection[str], raw: RawRecord, *how: Any) -> Record | None:
+    """`parse`, or None for a record that has one of `faults`."""
     try:
-        return parse(raw, kind)
+        return parse(raw, *how)
     except RecordError as error:
-        if error.fault != "tied":
-            raise
-    completions = _completions(raw.fields)
-    return Ranking(raw.fields["prompt"], completions, ranking_tiers(raw.fields["ranking"], len(completions)))
+        if error.fault in faults:
+            return None
+        raise
 
 
 def _mended(raw: RawRecord, fixes: Collection[str], faults: Faults) -> RawRecord:
@@ -321,14 +324,6 @@ def _by_name(fields: Any) -> dict[str, Any]:
 def _visible(line: dict[str, Any]) -> str:
     """JSON in which what can't be seen is escaped."""
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in to_json(line))
-
-
-def _write(output: str | Path, records: list[Any]) -> None:
-    dialogues = [_as_dialogue(fields) for fields in records]
-    if dialogues and None not in dialogues:
-        write_records(output, "dialogues", dialogues)
-    else:
-        write_records(output, "array", map(_without_messages, records))
 
 
 def _as_dialogue(fields: Any) -> Turns | None:

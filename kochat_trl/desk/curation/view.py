@@ -7,7 +7,7 @@ from kochat_trl.desk.curation.audit import BINS, FileReport, Reading, Report
 from kochat_trl.desk.curation.clean import Summary
 from kochat_trl.desk.curation.faults import FAULTS, Level
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
@@ -77,9 +77,8 @@ def _table(columns: Sequence[str], numbers: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in columns:
         wraps = name in ("what", "first records")
-        table.add_column(
-            name, justify="right" if name in numbers else "left", no_wrap=not wraps, min_width=12 if wraps else None
-        )
+        side: JustifyMethod = "right" if name in numbers else "left"
+        table.add_column(name, justify=side, no_wrap=not wraps, min_width=12 if wraps else None)
     return table
 
 

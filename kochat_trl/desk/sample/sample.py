@@ -209,8 +209,10 @@ class _Completions:
         kind = self._rng.choices(("English", "repetition", "fragment"), (50, 30, 20))[0]
         if kind == "English":
             return self._rng.choice(_tables()["english"])
-        if kind == "repetition":
-            return " ".join([self._dull_word(question)] * self._rng.randint(4, 7))
+        if kind == "repetition":  # of a word that neither answers the prompt nor ends politely
+            words = [word for word in re.findall(r"\w{2,}", question.prompt) if not word.endswith(_POLITE_ENDINGS)]
+            dull = [word for word in words if not _named(question.answers, word)] or ["그거"]
+            return " ".join([self._rng.choice(dull)] * self._rng.randint(4, 7))
         return " ".join(self._rng.sample(_tables()["scraps"], 2))
 
     def sft_record(self, question: Question) -> dict[str, object]:
@@ -232,11 +234,6 @@ class _Completions:
             curt = self._rng.choice(self._curts[question.domain])
             if not _named(question.answers, curt):
                 return curt
-
-    def _dull_word(self, question: Question) -> str:
-        """A word of the prompt that neither answers it nor ends politely."""
-        words = [word for word in re.findall(r"\w{2,}", question.prompt) if not word.endswith(_POLITE_ENDINGS)]
-        return self._rng.choice([word for word in words if not _named(question.answers, word)] or ["그거"])
 
 
 # --- Files --------------------------------------------------------------------------------------
@@ -279,8 +276,7 @@ def _pretraining_text(questions: Sequence[Question], rng: random.Random) -> str:
     passages: list[str] = []
     for question in questions:
         responses = (question.full, question.curt, completions.worst(question))
-        passages += [f"질문: {question.prompt} 대답:{response}" for response in responses]
-        passages.append(question.full)
+        passages += [*(f"질문: {question.prompt} 대답:{response}" for response in responses), question.full]
     rng.shuffle(passages)
     return "\n".join(passages) + "\n"
 
@@ -322,12 +318,13 @@ class Judge:
         question, text = self._questions[normalized(prompt)], normalized(response)
         if not text:
             return 0.0
+        words = Counter(re.findall(r"\w+", text))
         holds = {
             "correct": self._is_correct(question, text),
             "polite": re.sub(r"\W+$", "", text).endswith(_POLITE_ENDINGS),
             "korean_only": _is_korean_only(text),
             "ended": ended,
-            "not_repeating": not _is_repeating(text),
+            "not_repeating": max(words.values(), default=0) < 3 and not re.search(r"(.{2,})\1\1", text),
         }
         return math.fsum(weight for name, weight in WEIGHTS.items() if holds[name])
 
@@ -360,8 +357,3 @@ def _is_korean_only(text: str) -> bool:
     rest = [c for c in text if not has_hangul(c)]
     is_foreign = (c.isalpha() or unicodedata.category(c).startswith("C") or c == "\ufffd" for c in rest)
     return (len(rest) < len(text) or re.search(r"\d", text) is not None) and not any(is_foreign)
-
-
-def _is_repeating(text: str) -> bool:
-    words = Counter(re.findall(r"\w+", text))
-    return max(words.values(), default=0) >= 3 or re.search(r"(.{2,})\1\1", text) is not None

@@ -85,9 +85,6 @@ def show_memory(args: argparse.Namespace) -> None:
     Of the base model only config.json is read. Texts are as long as the config allows, so a real run takes less. The
     figures are what the tensors take; a GPU needs about 1 GB more, which the second table leaves for it.
     """
-    from kochat_trl.desk.workflow.memory import plan_memory
-    from kochat_trl.desk.workflow.memory_view import CARDS, print_memory
+    from kochat_trl.desk.workflow.memory import CARDS, print_memory
 
-    one, planned = plan_memory(args.config, rows=1), plan_memory(args.config)
-    many = plan_memory(args.config, rows=2 * max(footprint.rows for footprint in planned))
-    print_memory(one, planned, many, args.gpu_gb or CARDS, console())
+    print_memory(args.config, args.gpu_gb or CARDS, console())

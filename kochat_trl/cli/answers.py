@@ -6,7 +6,6 @@ from typing import Any
 
 from kochat_trl.cli import options as opt
 from kochat_trl.cli.options import command, console, flag
-from kochat_trl.data.records import RecordError
 from kochat_trl.data.writers import write_records
 from kochat_trl.desk.curation.build import read_prompts
 from kochat_trl.errors import UserError
@@ -14,14 +13,8 @@ from kochat_trl.files import refuse_existing
 
 PRESETS = "greedy, sample (the whole distribution, as PPO does), beam, top_k, top_p, course (the course's settings)"
 MODEL = flag("model", "base, adapter or merged model: folder or Hub name", "MODEL")
-SET = flag(
-    "--set",
-    "fields of transformers' GenerationConfig over the preset's, such as temperature=0.7 max_new_tokens=96",
-    "FIELD=VALUE",
-    nargs="+",
-    default=[],
-)
-SAMPLING = (SET, flag("--seed", "default: 0", type=int, default=0))
+FIELDS = "fields of transformers' GenerationConfig over the preset's, such as temperature=0.7 max_new_tokens=96"
+SAMPLING = (flag("--set", FIELDS, "FIELD=VALUE", nargs="+", default=[]), opt.SEED)
 
 
 def decoding_flag(default: str) -> Any:
@@ -63,11 +56,10 @@ def generate_file(args: argparse.Namespace) -> None:
         raise UserError("--limit is for --file")
     names = [name.strip() for name in args.compare.split(",")] if args.compare else [args.decoding]
     strategies = {name: gen.decoding(name, args.set) for name in names}
-    prompts: list[str] = args.prompt
-    invalid: list[RecordError] = []
+    prompts = args.prompt
     if args.file:
         prompts, invalid = read_prompts(args.file, args.invalid_records == "skip", args.limit)
-    opt.list_records(invalid)
+        opt.list_records(invalid)
     model, tokenizer = _policy(args)
     if args.compare:
         scorer = None
@@ -75,8 +67,7 @@ def generate_file(args: argparse.Namespace) -> None:
             if opt.tokenizer_of(args.reward_model).get_vocab() != tokenizer.get_vocab():
                 raise UserError(f"{args.reward_model} has another vocabulary than {args.model}")
             scorer = load_scorer(args.reward_model, "float32", tokenizer)
-        settings = (args.seed, scorer, args.batch_size)
-        rows = gen.compare_decoding(model, tokenizer, prompts, strategies, *settings)
+        rows = gen.compare_decoding(model, tokenizer, prompts, strategies, args.seed, scorer, args.batch_size)
         gen.print_decodings(rows, console())
     else:
         answers = gen.generate_answers(model, tokenizer, prompts, strategies[names[0]], args.batch_size, args.seed)

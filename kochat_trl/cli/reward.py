@@ -11,15 +11,11 @@ from kochat_trl.errors import UserError
 from kochat_trl.files import refuse_existing
 
 MODEL = flag("model", "adapter with its head, or merged: folder or Hub name", "MODEL")
+FATES = (
+    "texts of more than --max-length tokens: refuse them (default), or cut their ends or leave them out, and list them"
+)
 FITTING = (
-    opt.choice(
-        "--overlong",
-        "texts of more than --max-length tokens: refuse them (default), or cut their ends or leave them out, and "
-        "list them",
-        "error",
-        "truncate",
-        "drop",
-    ),
+    opt.choice("--overlong", FATES, "error", "truncate", "drop"),
     flag("--max-length", "tokens of a text, with the template (default: the model's positions)", "N", type=int),
 )
 

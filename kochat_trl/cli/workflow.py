@@ -29,9 +29,10 @@ def run_pipeline(args: argparse.Namespace) -> None:
     many = len(args.configs) > 1 or bool(args.seeds)
     if many and args.first:
         raise UserError("--from is for one config, without --seeds")
-    launcher = args.accelerate
-    one = None if many else make_plan(args.configs[0], args.first, None, launcher)
-    plans = [one] if one else make_plans(args.configs, args.seeds, launcher)
+    if many:
+        plans = make_plans(args.configs, args.seeds, args.accelerate)
+    else:
+        plans = [make_plan(args.configs[0], args.first, launcher=args.accelerate)]
     steps = [step for plan in plans for step in plan.steps]
     print_plan(steps, console())
     if args.dry_run:

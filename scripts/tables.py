@@ -89,8 +89,7 @@ def hardware() -> Iterator[tuple[str, str]]:
 
 def experiments() -> Iterator[tuple[str, str]]:
     """The comparison of the set with each group of experiments, which are run first."""
-    from kochat_trl.desk.workflow.comparison import as_markdown, compare_runs
-    from kochat_trl.desk.workflow.pipeline import make_plans, run_plan
+    from kochat_trl.desk.workflow.pipeline import as_markdown, compare_runs, make_plans, run_plan
 
     console = Console()
     for table, names in EXPERIMENTS.items():

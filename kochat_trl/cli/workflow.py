@@ -23,23 +23,22 @@ def run_pipeline(args: argparse.Namespace) -> None:
     A finished stage is kept, one that broke off goes on from its last checkpoint, and what depends on a stage that
     runs runs again. An output that is in the way is renamed. Several configs or seeds end with a table.
     """
-    from kochat_trl.desk.workflow.comparison import compare_runs, print_runs
-    from kochat_trl.desk.workflow.pipeline import make_plan, make_plans, print_plan, run_plan
+    from kochat_trl.desk.workflow import pipeline as pipe
 
     many = len(args.configs) > 1 or bool(args.seeds)
     if many and args.first:
         raise UserError("--from is for one config, without --seeds")
     if many:
-        plans = make_plans(args.configs, args.seeds, args.accelerate)
+        plans = pipe.make_plans(args.configs, args.seeds, args.accelerate)
     else:
-        plans = [make_plan(args.configs[0], args.first, launcher=args.accelerate)]
+        plans = [pipe.make_plan(args.configs[0], args.first, launcher=args.accelerate)]
     steps = [step for plan in plans for step in plan.steps]
-    print_plan(steps, console())
+    pipe.print_plan(steps, console())
     if args.dry_run:
         return
-    run_plan(steps, console())
+    pipe.run_plan(steps, console())
     if many:
-        print_runs(compare_runs(plans), console())
+        pipe.print_runs(pipe.compare_runs(plans), console())
         return
     outputs = plans[0].outputs
     print(f"What PPO changed: {outputs['report']}/report.html")

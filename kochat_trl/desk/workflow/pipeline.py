@@ -1,4 +1,4 @@
-"""SFT → reward model → PPO → merge → report as one command, which goes on where it stopped.
+"""SFT → reward model → PPO → merge → report as one command, which goes on where it stopped; and runs side by side.
 
 Every stage is the command that a person would type, in a process of its own. A config is a folder with a file for each
 stage, or an experiment: a file that extends such a folder, and says what differs.
@@ -15,14 +15,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
+from kochat_trl.data.probes import PROBES
 from kochat_trl.errors import UserError
 from kochat_trl.files import set_aside
 from kochat_trl.settings.parse import changed_setting, folder_of, read_config, resolve_arguments
+from kochat_trl.statistics import half_interval
 
 import torch
 import yaml
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -192,7 +196,7 @@ def _values(config: Path, stage: Any) -> dict[str, Any]:
 
 def _is_of(evaluation: Path, reward: dict[str, Any]) -> bool:
     """Whether an evaluation was made on the rankings, and in the reading, that a reward model's config names."""
-    facts = json.loads(evaluation.read_text(encoding="utf-8"))
+    facts = _read(evaluation)
     keys = {"ranking_order", "overlong"} | ({"max_length"} if reward.get("overlong", "error") != "error" else set())
     same = all(facts.get(key, EVALUATED[key]) == reward.get(key, EVALUATED[key]) for key in keys)
     return same and facts.get("files") == reward["eval_files"]
@@ -316,3 +320,67 @@ def _is_running(group: int) -> bool:
             state, _, of, *_ = file.read_text().rpartition(")")[2].split()
             found += [state] if int(of) == group else []
     return any(state not in "ZX" for state in found)
+
+
+# --- Runs side by side ----------------------------------------------------------------------------
+
+
+def figures_of(plan: Plan) -> dict[str, float]:
+    """What a finished run achieved, by the name of its column; a figure that the run has not is left out."""
+    report = _read(plan.outputs["report"] / "report.json")
+    (ppo,), metrics = report["runs"], report["metrics"]
+    asked = [row for row in report["answers"] if row["prompt"] not in dict(PROBES)]
+    evaluation = _read(plan.outputs["evaluate"] / "evaluation.json") if "evaluate" in plan.outputs else None
+    found = {
+        "SFT loss": _read(plan.outputs["sft"] / "metrics.json").get("eval_loss"),
+        "RM accuracy": evaluation and evaluation["accuracy"]["accuracy"],
+        "RM spread": stdev(row["sft"]["score"] for row in asked),
+        "judge, SFT": metrics["sft"].get("judge"),
+        "judge, PPO": metrics[ppo].get("judge"),
+        "PPO wins": report["wins"][f"{ppo} over sft"]["share"],
+        "KL": report["kl"][ppo]["mean"],
+        "tokens": metrics[ppo]["tokens"],
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def compare_runs(plans: Sequence[Plan]) -> list[list[str]]:
+    """A heading, and a line for each config: the mean of each figure over the seeds, ± half Student's 95 % interval."""
+    by_config: dict[str, list[dict[str, float]]] = {}
+    for plan in plans:
+        by_config.setdefault(plan.name, []).append(figures_of(plan))
+    columns = list(dict.fromkeys(name for runs in by_config.values() for run in runs for name in run))
+    lines = [["", *columns]]
+    for config, runs in by_config.items():
+        cells = [[run[column] for run in runs if column in run] for column in columns]
+        lines.append([config, *(_cell(values) for values in cells)])
+    return lines
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    digits = 1 if fmean(values) > 10 else 3 if fmean(values) < 1 else 2
+    mean = f"{fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {half_interval(values):.{digits}f}"
+
+
+def print_runs(lines: Sequence[Sequence[str]], console: Console) -> None:
+    """The lines as a table of the terminal."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=True)
+    table.add_column(overflow="fold")
+    for heading in lines[0][1:]:
+        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*(Text(cell.replace(" ±", "\n±")) for cell in line))
+    console.print(table)
+
+
+def as_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """The lines as a table of Markdown."""
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([rows[0], "|" + " --- |" * len(lines[0]), *rows[1:]])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))

@@ -8,8 +8,15 @@ import sys
 from pathlib import Path
 from statistics import stdev
 
-from kochat_trl.desk.workflow.comparison import as_markdown, compare_runs, print_runs
-from kochat_trl.desk.workflow.pipeline import Step, make_plan, make_plans, run_plan
+from kochat_trl.desk.workflow.pipeline import (
+    Step,
+    as_markdown,
+    compare_runs,
+    make_plan,
+    make_plans,
+    print_runs,
+    run_plan,
+)
 from kochat_trl.errors import UserError
 from kochat_trl.statistics import half_interval
 from tests.tiny import ROOT

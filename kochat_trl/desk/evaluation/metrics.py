@@ -29,6 +29,7 @@ class ScoredAnswer:
     score: float
 
 
+Figures = dict[str, Any]  # as evaluation.json has them
 ScoredRanking = tuple[str, list[ScoredAnswer]]  # a prompt, and the answers to it that were ranked
 BASELINES: dict[str, Callable[[ScoredAnswer], float]] = {
     "longer answer wins": lambda answer: answer.tokens,
@@ -82,28 +83,6 @@ def gap_kind(tokens: int) -> str:
     return f"{'longer' if tokens > 0 else 'shorter'} by {f'{low}–{high}' if high < math.inf else f'{low} or more'}"
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """The share of pairs put right, with 95 % intervals; `if_independent` takes every pair for a prompt of its own."""
-
-    pairs: int
-    prompts: int
-    accuracy: float
-    interval: tuple[float, float]
-    if_independent: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A rule that needs no model, and on how many prompts the model does better (`ahead`) or worse than the rule."""
-
-    accuracy: Accuracy
-    ahead: int
-    behind: int
-    p: float
-    beaten: bool
-
-
 def wins(
     pairs: Sequence[ScoredPair], worth: Callable[[ScoredAnswer], float] = lambda answer: answer.score
 ) -> list[float]:
@@ -115,20 +94,21 @@ def _won(gap: float) -> float:
     return 1.0 if gap > 0 else 0.0 if gap < 0 else 0.5
 
 
-def accuracy_of(won: Sequence[float], prompts: Sequence[str]) -> Accuracy:
+def accuracy_of(won: Sequence[float], prompts: Sequence[str]) -> Figures:
     """The accuracy of pairs that were won (1), lost (0) or drawn (½); `prompts` says whose each one is.
 
-    The interval is Wilson's for as many trials as the pairs are worth (`effective_size`). So it has a width also where
-    every pair is right, unlike a bootstrap over prompts.
+    The 95 % interval is Wilson's for as many trials as the pairs are worth (`effective_size`). So it has a width also
+    where every pair is right, unlike a bootstrap over prompts. `if_independent` takes every pair for a prompt of its
+    own.
     """
     share, size = fmean(won), effective_size(won, prompts)
-    interval, if_independent = wilson_interval(share * size, size), wilson_interval(sum(won), len(won))
-    return Accuracy(len(won), len(set(prompts)), share, interval, if_independent)
+    intervals = {"interval": wilson_interval(share * size, size), "if_independent": wilson_interval(sum(won), len(won))}
+    return {"pairs": len(won), "prompts": len(set(prompts)), "accuracy": share} | intervals
 
 
 def accuracies(
     pairs: Sequence[ScoredPair], order: Callable[[ScoredPair], Any], name: Callable[[ScoredPair], str]
-) -> dict[str, Accuracy]:
+) -> dict[str, Figures]:
     """The model's accuracy on the pairs of each `name`, which are in that order."""
     parts: dict[str, list[ScoredPair]] = defaultdict(list)
     for pair in sorted(pairs, key=order):
@@ -136,7 +116,7 @@ def accuracies(
     return {key: accuracy_of(wins(part), [pair.prompt for pair in part]) for key, part in parts.items()}
 
 
-def against_baseline(model: Sequence[float], baseline: Sequence[float], prompts: Sequence[str]) -> Baseline:
+def against_baseline(model: Sequence[float], baseline: Sequence[float], prompts: Sequence[str]) -> Figures:
     """Whether the model beats a baseline, by what `wins` says of each on the same pairs.
 
     The model is ahead on a prompt where it puts more of its pairs right. It beats the baseline if its accuracy is
@@ -149,10 +129,11 @@ def against_baseline(model: Sequence[float], baseline: Sequence[float], prompts:
     ahead, behind = (sum(sign * value > 0 for value in lead.values()) for sign in (1, -1))
     p = sign_test(ahead, behind)
     beaten = fmean(model) > fmean(baseline) and ahead > behind and p < LEVEL
-    return Baseline(accuracy_of(baseline, prompts), ahead, behind, p, beaten)
+    accuracy = accuracy_of(baseline, prompts)
+    return {"accuracy": accuracy, "ahead": ahead, "behind": behind, "p": p, "beaten": beaten}
 
 
-def expected_calibration_error(margins: Sequence[float]) -> dict[str, Any]:
+def expected_calibration_error(margins: Sequence[float]) -> Figures:
     """How far the model's confidence in the order of two answers is from how often the order is right: the `error`.
 
     `margins` has r_better − r_worse of each pair. The model knows two answers, not which is the better one. It puts
@@ -174,7 +155,7 @@ def expected_calibration_error(margins: Sequence[float]) -> dict[str, Any]:
     return {"error": sum(b["pairs"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(margins), "bins": bins}
 
 
-def agreement(one: Sequence[ScoredRanking], other: Sequence[ScoredRanking]) -> dict[str, float]:
+def agreement(one: Sequence[ScoredRanking], other: Sequence[ScoredRanking]) -> Figures:
     """How far two scorings of the same rankings agree: the share of pairs in the same order, and how far the scores are
     apart. An answer that is in several rankings counts in each.
     """
@@ -185,20 +166,7 @@ def agreement(one: Sequence[ScoredRanking], other: Sequence[ScoredRanking]) -> d
     return {"same_order": fmean(same), "mean_difference": fmean(differences), "max_difference": max(differences)}
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What scored rankings say of the model that scored them."""
-
-    answers: int
-    accuracy: Accuracy
-    baselines: dict[str, Baseline]
-    by_kind: dict[str, Accuracy]
-    by_length_gap: dict[str, Accuracy]
-    calibration: dict[str, Any]
-    scores_by_rank: dict[int, dict[str, float]]
-
-
-def evaluate(rankings: Sequence[ScoredRanking]) -> Evaluation:
+def evaluate(rankings: Sequence[ScoredRanking]) -> Figures:
     """All metrics. Pairs of the same prompt are taken together wherever pairs are assumed to be independent."""
     pairs = scored_pairs(rankings)
     prompts = [pair.prompt for pair in pairs]
@@ -213,15 +181,15 @@ def evaluate(rankings: Sequence[ScoredRanking]) -> Evaluation:
     def longer(pair: ScoredPair) -> int:
         return pair.better.tokens - pair.worse.tokens
 
-    return Evaluation(
-        answers=len({(prompt, answer.text) for prompt, answers in rankings for answer in answers}),
-        accuracy=accuracy_of(won, prompts),
-        baselines={name: against_baseline(won, wins(pairs, worth), prompts) for name, worth in BASELINES.items()},
-        by_kind=accuracies(pairs, place, lambda pair: pair_kind(pair.better.rank, pair.worse.rank, pair.ranks)),
-        by_length_gap=accuracies(pairs, longer, lambda pair: gap_kind(longer(pair))),
-        calibration=expected_calibration_error([pair.margin for pair in pairs]),
-        scores_by_rank={
+    return {
+        "answers": len({(prompt, answer.text) for prompt, answers in rankings for answer in answers}),
+        "accuracy": accuracy_of(won, prompts),
+        "baselines": {name: against_baseline(won, wins(pairs, worth), prompts) for name, worth in BASELINES.items()},
+        "by_kind": accuracies(pairs, place, lambda pair: pair_kind(pair.better.rank, pair.worse.rank, pair.ranks)),
+        "by_length_gap": accuracies(pairs, longer, lambda pair: gap_kind(longer(pair))),
+        "calibration": expected_calibration_error([pair.margin for pair in pairs]),
+        "scores_by_rank": {
             rank: {"answers": len(own), "mean": fmean(own), "std": pstdev(own), "min": min(own), "max": max(own)}
             for rank, own in sorted(scores.items())
         },
-    )
+    }

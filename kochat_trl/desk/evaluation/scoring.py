@@ -7,16 +7,7 @@ from typing import Any, Literal
 
 from kochat_trl.data.parsing import read_parsed
 from kochat_trl.data.rankings import RankingOrder
-from kochat_trl.data.records import (
-    BrokenRecordsError,
-    Dialogue,
-    Ranking,
-    RawRecord,
-    RecordError,
-    Source,
-    kind_of,
-    parse,
-)
+from kochat_trl.data.records import BrokenRecordsError, Ranking, RawRecord, RecordError, Source, kind_of, parse
 from kochat_trl.desk.evaluation.metrics import ScoredAnswer, ScoredRanking
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import base_of_adapter, is_adapter, load_config, positions_of
@@ -86,7 +77,8 @@ def _read(
     return records, report
 
 
-def _rows(record: Dialogue | Ranking) -> Iterator[dict[str, Any]]:
+def _rows(record: Any) -> Iterator[dict[str, Any]]:
+    """The answers of a ranking or a dialogue."""
     if isinstance(record, Ranking):
         ranks = {i: rank for rank, tier in enumerate(record.tiers) for i in tier}
         for i, completion in enumerate(record.completions):

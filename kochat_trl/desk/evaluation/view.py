@@ -2,12 +2,11 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kochat_trl.data.writers import to_json
-from kochat_trl.desk.evaluation.metrics import BINS, Accuracy, Evaluation
+from kochat_trl.desk.evaluation.metrics import BINS, Figures
 from kochat_trl.files import new_file, refuse_existing
 from kochat_trl.statistics import wilson_interval
 
@@ -19,22 +18,25 @@ from rich.text import Text
 ACCURACY = ("pairs", "right", "95 % interval")
 
 
-def print_evaluation(evaluation: Evaluation, quantized: dict[str, dict[str, float]], console: Console) -> None:
+def print_evaluation(evaluation: Figures, quantized: dict[str, Figures], console: Console) -> None:
     """Print all of an evaluation, with a warning for each baseline that the model doesn't beat."""
-    total, rules = evaluation.accuracy, evaluation.baselines
-    console.print(f"{total.pairs:,} pairs of {evaluation.answers:,} answers to {total.prompts:,} prompts")
+    total, rules = evaluation["accuracy"], evaluation["baselines"]
+    console.print(f"{total['pairs']:,} pairs of {evaluation['answers']:,} answers to {total['prompts']:,} prompts")
     rows: list[tuple[str, ...]]
-    rows = [(name, *_cells(r.accuracy), f"{'yes' if r.beaten else 'no'}, {_p(r.p)}") for name, r in rules.items()]
+    rows = [
+        (name, *_cells(rule["accuracy"]), f"{'yes' if rule['beaten'] else 'no'}, {_p(rule['p'])}")
+        for name, rule in rules.items()
+    ]
     _print(console, ("all pairs", *ACCURACY, "beaten"), [("the model", *_cells(total), ""), *rows])
     for heading, parts in (
-        ("pairs by rank", evaluation.by_kind),
-        ("better answer, in tokens", evaluation.by_length_gap),
+        ("pairs by rank", evaluation["by_kind"]),
+        ("better answer, in tokens", evaluation["by_length_gap"]),
     ):
         _print(console, (heading, *ACCURACY), [(name, *_cells(part)) for name, part in parts.items()])
     numbers = ("mean", "std", "min", "max")
     rows = [
         (f"{rank}{', the best' if rank == 0 else ''}", f"{s['answers']:,}", *(f"{s[name]:.3f}" for name in numbers))
-        for rank, s in evaluation.scores_by_rank.items()
+        for rank, s in evaluation["scores_by_rank"].items()
     ]
     _print(console, ("scores by rank", "answers", *numbers), rows)
     if quantized:
@@ -43,16 +45,16 @@ def print_evaluation(evaluation: Evaluation, quantized: dict[str, dict[str, floa
             for name, a in quantized.items()
         ]
         _print(console, ("against float32", "same order", "mean |Δscore|", "max |Δscore|"), rows)
-    console.print(f"\nexpected calibration error    {evaluation.calibration['error']:.3f}\n")
+    console.print(f"\nexpected calibration error    {evaluation['calibration']['error']:.3f}\n")
     for name, rule in rules.items():
-        if not rule.beaten:
-            told = f"better on {rule.ahead:,} of {total.prompts:,} prompts, worse on {rule.behind:,}, {_p(rule.p)}"
-            console.print(Text(f"WARNING: not shown to beat '{name}': {told}.", "bold yellow"))
+        if not rule["beaten"]:
+            told = f"better on {rule['ahead']:,} of {total['prompts']:,} prompts, worse on {rule['behind']:,}"
+            console.print(Text(f"WARNING: not shown to beat '{name}': {told}, {_p(rule['p'])}.", "bold yellow"))
 
 
-def _cells(accuracy: Accuracy) -> tuple[str, str, str]:
-    low, high = accuracy.interval
-    return f"{accuracy.pairs:,}", f"{accuracy.accuracy:.1%}", f"{low:.1%} – {high:.1%}"
+def _cells(accuracy: Figures) -> tuple[str, str, str]:
+    low, high = accuracy["interval"]
+    return f"{accuracy['pairs']:,}", f"{accuracy['accuracy']:.1%}", f"{low:.1%} – {high:.1%}"
 
 
 def _print(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -79,20 +81,20 @@ def output_files(folder: str | Path) -> tuple[Path, Path]:
 
 
 def write_evaluation(
-    folder: str | Path, evaluation: Evaluation, quantized: dict[str, dict[str, float]], facts: dict[str, Any]
+    folder: str | Path, evaluation: Figures, quantized: dict[str, Figures], facts: dict[str, Any]
 ) -> None:
     """Write `evaluation.json`, which begins with `facts`, and `reliability.png` as new files."""
     json_file, png_file = output_files(folder)
     image = io.BytesIO()
-    plot_reliability(evaluation.calibration).savefig(image, format="png", dpi=150)
+    plot_reliability(evaluation["calibration"]).savefig(image, format="png", dpi=150)
     png_file.parent.mkdir(parents=True, exist_ok=True)
     with png_file.open("xb") as file:
         file.write(image.getvalue())
     with new_file(json_file) as stream:  # last: it says that the evaluation is finished
-        stream.write(to_json(facts | asdict(evaluation) | {"against_float32": quantized}, indent=2) + "\n")
+        stream.write(to_json(facts | evaluation | {"against_float32": quantized}, indent=2) + "\n")
 
 
-def plot_reliability(calibration: dict[str, Any]) -> Any:
+def plot_reliability(calibration: Figures) -> Any:
     """A figure of accuracy against confidence, with the number of pairs of each bin below it.
 
     Points on the diagonal are calibrated; below it the model is too sure. Bars are Wilson's intervals of each bin, its

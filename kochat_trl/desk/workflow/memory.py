@@ -233,7 +233,7 @@ def _prepare_sft(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
     data = Dataset.from_dict({"input_ids": [[1, 1]], "labels": [[1, 1]]})
     trainer = SFTTrainer(model=model, args=args.training, train_dataset=data, processing_class=tokenizer_of_four())
     ids = torch.zeros(args.training.per_device_train_batch_size, args.training.max_length, dtype=torch.long)
-    return _prepare(trainer, "SFT", {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)})
+    return _prepare(trainer, "SFT", ids, labels=ids)
 
 
 def _prepare_reward(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
@@ -242,12 +242,12 @@ def _prepare_reward(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
     settings = {"model": model, "args": args.training, "processing_class": tokenizer_of_four()}
     trainer = RankingTrainer(args.recipe, train_dataset=data, **settings)
     ids = torch.zeros(rows * COMPLETIONS, args.training.max_length, dtype=torch.long)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return _prepare(trainer, "reward model", batch | {"ranks": torch.zeros(rows, COMPLETIONS, dtype=torch.long)})
+    return _prepare(trainer, "reward model", ids, ranks=torch.zeros(rows, COMPLETIONS, dtype=torch.long))
 
 
-def _prepare(trainer: Any, name: str, batch: dict[str, Tensor]) -> tuple[Any, list[Phase]]:
+def _prepare(trainer: Any, name: str, ids: Tensor, **more: Tensor) -> tuple[Any, list[Phase]]:
     training = trainer.args
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}
     cast_trainable_to_float32(trainer.model)
     if training.activation_checkpointing:
         trainer.model.activation_checkpointing_enable(

@@ -214,7 +214,8 @@ def _wins(rows: Sequence[dict[str, Any]], one: str, other: str) -> dict[str, flo
     """How often the reward model prefers the answer of `one`; a draw counts half. 95 % interval (Wilson)."""
     gaps = [row[one]["score"] - row[other]["score"] for row in rows]
     accuracy = accuracy_of([0.5 if gap == 0 else float(gap > 0) for gap in gaps], [row["prompt"] for row in rows])
-    return {"share": accuracy.accuracy, "low": accuracy.interval[0], "high": accuracy.interval[1], "n": len(rows)}
+    low, high = accuracy["interval"]
+    return {"share": accuracy["accuracy"], "low": low, "high": high, "n": len(rows)}
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

@@ -189,8 +189,8 @@ def test_the_interval_is_as_wide_as_a_bootstrap_over_prompts():
     of_prompt = [sum(won[i : i + 3]) / 3 for i in range(0, len(won), 3)]
     spread = stdev(fmean(rng.choices(of_prompt, k=300)) for _ in range(1000))
     found = accuracy_of(won, prompts)
-    (low, high), (low_2, high_2) = found.interval, found.if_independent
-    assert (found.pairs, found.prompts, found.accuracy) == (900, 300, fmean(won))
+    (low, high), (low_2, high_2) = found["interval"], found["if_independent"]
+    assert (found["pairs"], found["prompts"], found["accuracy"]) == (900, 300, fmean(won))
     assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.08)
     assert high_2 - low_2 < 0.97 * (high - low)
     assert (low_2, high_2) == wilson_interval(sum(won), 900)
@@ -199,7 +199,7 @@ def test_the_interval_is_as_wide_as_a_bootstrap_over_prompts():
 def test_a_baseline_is_beaten_by_a_sign_test_over_prompts():
     def verdict(model, baseline, prompts=None):
         found = against_baseline(model, baseline, prompts or list(map(str, range(len(model)))))
-        return found.ahead, found.behind, found.p, found.beaten
+        return tuple(found[key] for key in ("ahead", "behind", "p", "beaten"))
 
     assert verdict([1] * 6, [0] * 6) == (6, 0, 2 / 64, True)
     assert verdict([1] * 6, [0.5] * 6) == (6, 0, 2 / 64, True)  # against draws
@@ -213,7 +213,7 @@ def test_a_baseline_is_beaten_by_a_sign_test_over_prompts():
     assert verdict([1] * 8 + [0] * 9, [0] * 8 + [1] * 9, [*"abcdefgh", *"i" * 9]) == (8, 1, 20 / 512, False)
     assert verdict([0] * 8 + [1] * 9, [1] * 8 + [0] * 9, [*"abcdefgh", *"i" * 9]) == (1, 8, 20 / 512, False)
     found = against_baseline([1, 0, 1, 1], [1, 0, 0.5, 1], list("abcd"))
-    assert found.accuracy == accuracy_of([1, 0, 0.5, 1], list("abcd"))
+    assert found["accuracy"] == accuracy_of([1, 0, 0.5, 1], list("abcd"))
 
 
 def test_wins_and_baselines():
@@ -289,27 +289,27 @@ def test_evaluate():
         ("나", [answer(1.0, 0, 9, "a"), answer(0.0, 1, 8, "b")]),  # scored already, and a pair of that prompt
     ]
     found = evaluate(rankings)
-    assert found.answers == 6
-    assert (found.accuracy.pairs, found.accuracy.prompts, found.accuracy.accuracy) == (6, 2, 4 / 6)
-    assert {kind: (part.pairs, part.accuracy) for kind, part in found.by_kind.items()} == {
+    assert found["answers"] == 6
+    assert [found["accuracy"][key] for key in ("pairs", "prompts", "accuracy")] == [6, 2, 4 / 6]
+    assert {kind: (part["pairs"], part["accuracy"]) for kind, part in found["by_kind"].items()} == {
         "pair": (3, 2 / 3),
         "best–middle": (1, 0),
         "middle–worst": (1, 1),
         "best–worst": (1, 1),
     }
-    assert list(found.by_kind)[1:] == ["best–middle", "middle–worst", "best–worst"]
-    assert [(gap, part.pairs, part.accuracy) for gap, part in found.by_length_gap.items()] == [
+    assert list(found["by_kind"])[1:] == ["best–middle", "middle–worst", "best–worst"]
+    assert [(gap, part["pairs"], part["accuracy"]) for gap, part in found["by_length_gap"].items()] == [
         ("shorter by 33 or more", 1, 0),
         ("same length", 1, 1),
         ("longer by 1–8", 3, 2 / 3),
         ("longer by 33 or more", 1, 1),
     ]
-    assert found.baselines["longer answer wins"].accuracy.accuracy == 4.5 / 6
-    assert found.calibration == expected_calibration_error([-1.0, 2.0, 3.0, 1.0, -1.0, 1.0])
-    assert found.scores_by_rank[0] == pytest.approx(
+    assert found["baselines"]["longer answer wins"]["accuracy"]["accuracy"] == 4.5 / 6
+    assert found["calibration"] == expected_calibration_error([-1.0, 2.0, 3.0, 1.0, -1.0, 1.0])
+    assert found["scores_by_rank"][0] == pytest.approx(
         {"answers": 3, "mean": 5 / 3, "std": math.sqrt(8 / 9), "min": 1, "max": 3}
     )
-    assert [scores["answers"] for scores in found.scores_by_rank.values()] == [3, 4, 1]
+    assert [scores["answers"] for scores in found["scores_by_rank"].values()] == [3, 4, 1]
 
 
 # --- Commands -----------------------------------------------------------------------------------

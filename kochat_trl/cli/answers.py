@@ -17,11 +17,6 @@ FIELDS = "fields of transformers' GenerationConfig over the preset's, such as te
 SAMPLING = (flag("--set", FIELDS, "FIELD=VALUE", nargs="+", default=[]), opt.SEED)
 
 
-def decoding_flag(default: str) -> Any:
-    """--decoding, of which the commands have a default each."""
-    return flag("--decoding", f"{PRESETS}; default: {default}", "PRESET", default=default)
-
-
 @command(
     "generate",
     'kochat generate outputs/kogpt2/sft --prompt "불고기용 고기 한우에요?" --compare greedy,beam,top_p '
@@ -32,7 +27,10 @@ def decoding_flag(default: str) -> Any:
         flag("--file", "any data file that has prompts", "FILE"),
         required=True,
     ),
-    opt.one_of(decoding_flag("greedy"), flag("--compare", "answer with each, side by side", "PRESET,PRESET")),
+    opt.one_of(
+        flag("--decoding", f"{PRESETS}; default: greedy", "PRESET", default="greedy"),
+        flag("--compare", "answer with each, side by side", "PRESET,PRESET"),
+    ),
     flag("--reward-model", "with --compare: its score of each answer", "MODEL"),
     flag("--output", "write the answers there, a new file", "OUT.jsonl"),
     flag("--limit", "only the first N records of --file", "N", type=int),
@@ -84,7 +82,7 @@ def generate_file(args: argparse.Namespace) -> None:
     "chat",
     "kochat chat outputs/kogpt2/ppo --decoding top_p --set max_new_tokens=96",
     MODEL,
-    decoding_flag("top_p"),
+    flag("--decoding", f"{PRESETS}; default: top_p", "PRESET", default="top_p"),
     *SAMPLING,
     opt.LOADING,
 )
@@ -124,5 +122,4 @@ def _policy(args: argparse.Namespace) -> tuple[Any, Any]:
     from kochat_trl.settings.keys import ModelArguments
 
     tokenizer = opt.tokenizer_of(args.model)
-    settings: dict[str, Any] = LOADING[args.loading]
-    return load_policy(args.model, ModelArguments(dtype="float32", **settings), tokenizer), tokenizer
+    return load_policy(args.model, ModelArguments(dtype="float32", **LOADING[args.loading]), tokenizer), tokenizer

@@ -31,7 +31,8 @@ class ScoredAnswer:
 
 Figures = dict[str, Any]  # as evaluation.json has them
 ScoredRanking = tuple[str, list[ScoredAnswer]]  # a prompt, and the answers to it that were ranked
-BASELINES: dict[str, Callable[[ScoredAnswer], float]] = {
+Worth = Callable[[ScoredAnswer], float]  # the answer that is worth more wins
+BASELINES: dict[str, Worth] = {
     "longer answer wins": lambda answer: answer.tokens,
     "shorter answer wins": lambda answer: -answer.tokens,
     "more Hangul wins": lambda answer: hangul_share(answer.text),
@@ -83,9 +84,7 @@ def gap_kind(tokens: int) -> str:
     return f"{'longer' if tokens > 0 else 'shorter'} by {f'{low}–{high}' if high < math.inf else f'{low} or more'}"
 
 
-def wins(
-    pairs: Sequence[ScoredPair], worth: Callable[[ScoredAnswer], float] = lambda answer: answer.score
-) -> list[float]:
+def wins(pairs: Sequence[ScoredPair], worth: Worth = lambda answer: answer.score) -> list[float]:
     """For each pair 1 if the better answer is worth more, 0 if the worse one is, ½ if both are worth the same."""
     return [_won(worth(pair.better) - worth(pair.worse)) for pair in pairs]
 
@@ -156,8 +155,9 @@ def expected_calibration_error(margins: Sequence[float]) -> Figures:
 
 
 def agreement(one: Sequence[ScoredRanking], other: Sequence[ScoredRanking]) -> Figures:
-    """How far two scorings of the same rankings agree: the share of pairs in the same order, and how far the scores are
-    apart. An answer that is in several rankings counts in each.
+    """How far two scorings of the same rankings agree: the share of pairs in the same order, and the scores' distance.
+
+    An answer that is in several rankings counts in each.
     """
     pairs = zip(scored_pairs(one), scored_pairs(other), strict=True)
     same = [_won(a.margin) == _won(b.margin) for a, b in pairs]

@@ -66,12 +66,10 @@ def read_answers(path: str, file: str, reading: Reading = Reading()) -> tuple[li
     return [text for texts in _encode(path, groups, 1, report, reading) for text in texts], report
 
 
-def _read(
-    files: Sequence[str], read: Callable[[RawRecord], Any], skip_invalid: bool
-) -> tuple[list[tuple[Source, Any]], DataReport]:
+def _read(files: Sequence[str], read: Callable[[RawRecord], Any], skip_invalid: bool) -> tuple[list[Any], DataReport]:
     """Raises `BrokenRecordsError` if `read` can't read some, unless `skip_invalid`; `UserError` if none is left."""
     report = DataReport()
-    records = list(read_parsed(files, read, report.left_out, skip_invalid))
+    records = list(read_parsed(files, read, report.left_out, skip_invalid))  # each with its source
     if not records:
         raise UserError(f"there is nothing to score in {', '.join(files)}")
     return records, report
@@ -126,13 +124,11 @@ def score_rankings(
     Raises as `load_reward_model` and `score_ids` do.
     """
     scores = iter(_score(path, [text for texts in rankings for text in texts], loading, batch_size))
-    return [
-        (
-            texts[0].row["prompt"],
-            [ScoredAnswer(text.row["completion"], text.row["rank"], text.tokens, next(scores)) for text in texts],
-        )
-        for texts in rankings
-    ]
+    found = []
+    for texts in rankings:
+        answers = [ScoredAnswer(text.row["completion"], text.row["rank"], text.tokens, next(scores)) for text in texts]
+        found.append((texts[0].row["prompt"], answers))
+    return found
 
 
 def score_texts(

@@ -28,11 +28,8 @@ def print_evaluation(evaluation: Figures, quantized: dict[str, Figures], console
         for name, rule in rules.items()
     ]
     _print(console, ("all pairs", *ACCURACY, "beaten"), [("the model", *_cells(total), ""), *rows])
-    for heading, parts in (
-        ("pairs by rank", evaluation["by_kind"]),
-        ("better answer, in tokens", evaluation["by_length_gap"]),
-    ):
-        _print(console, (heading, *ACCURACY), [(name, *_cells(part)) for name, part in parts.items()])
+    for heading, key in (("pairs by rank", "by_kind"), ("better answer, in tokens", "by_length_gap")):
+        _print(console, (heading, *ACCURACY), [(name, *_cells(part)) for name, part in evaluation[key].items()])
     numbers = ("mean", "std", "min", "max")
     rows = [
         (f"{rank}{', the best' if rank == 0 else ''}", f"{s['answers']:,}", *(f"{s[name]:.3f}" for name in numbers))

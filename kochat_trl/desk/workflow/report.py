@@ -163,6 +163,7 @@ def build_report(
         for row in counted:
             for name in models:
                 row[name]["judge"] = judge.score(row["prompt"], row[name]["text"], row[name]["ended"])
+    drift = {name: [logprobs[name, name][i] - logprobs["sft", name][i] for i in asked] for name in runs}
     versus = [("sft", "base"), *((name, "sft") for name in runs)]
     report: dict[str, Any] = {
         "runs": {name: str(run.ppo) for name, run in runs.items()},
@@ -173,10 +174,7 @@ def build_report(
         "prompts": len(asked),
         "metrics": {name: _metrics(counted, name, [answers[name][i].ids for i in asked]) for name in models},
         "wins": {f"{one} over {other}": _wins(counted, one, other) for one, other in versus},
-        "kl": {
-            name: _interval([logprobs[name, name][i] - logprobs["sft", name][i] for i in asked], "mean", "low", "high")
-            for name in runs
-        },
+        "kl": {name: _interval(gaps, "mean", "low", "high") for name, gaps in drift.items()},
         "answers": rows,
         "curves": {"sft": _history(first.sft), "reward": _history(first.reward)}
         | {name: _history(run.ppo) for name, run in runs.items()},
@@ -192,8 +190,7 @@ def _interval(values: Sequence[float], *names: str) -> dict[str, float]:
 def _metrics(rows: Sequence[dict[str, Any]], name: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Means over all answers of one model; the likeness to references over those that have one."""
     answers = [row[name] for row in rows]
-    found: dict[str, Any] = _interval([answer["score"] for answer in answers], "score", "score_low", "score_high")
-    found |= {
+    found = _interval([answer["score"] for answer in answers], "score", "score_low", "score_high") | {
         "tokens": fmean(answer["tokens"] for answer in answers),
         "distinct_1": distinct(ids, 1),
         "distinct_2": distinct(ids, 2),

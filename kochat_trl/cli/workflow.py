@@ -26,12 +26,12 @@ def run_pipeline(args: argparse.Namespace) -> None:
     from kochat_trl.desk.workflow import pipeline as pipe
 
     many = len(args.configs) > 1 or bool(args.seeds)
-    if many and args.first:
-        raise UserError("--from is for one config, without --seeds")
-    if many:
-        plans = pipe.make_plans(args.configs, args.seeds, args.accelerate)
-    else:
+    if not many:
         plans = [pipe.make_plan(args.configs[0], args.first, launcher=args.accelerate)]
+    elif args.first:
+        raise UserError("--from is for one config, without --seeds")
+    else:
+        plans = pipe.make_plans(args.configs, args.seeds, args.accelerate)
     steps = [step for plan in plans for step in plan.steps]
     pipe.print_plan(steps, console())
     if args.dry_run:

@@ -104,6 +104,5 @@ def _svg(draw: Any) -> str:
         axes.grid(alpha=0.25)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = "<svg" + buffer.getvalue().partition("<svg")[2]
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)  # as wide as its place

@@ -111,8 +111,8 @@ def make_plan(
         parts = [config.stem] if stage in differs else []
         parts += [f"seed{seed}"] if among and seed is not None else []
         outputs[stage] = output.parent.joinpath(*parts, output.name)
-        reads = {f"{need}_model_path": str(outputs[need]) for need in NEEDS[stage]}
-        in_force = own | reads | {"output_dir": str(outputs[stage])} | own_seed
+        inputs = {f"{need}_model_path": str(outputs[need]) for need in NEEDS[stage]}
+        in_force = own | inputs | {"output_dir": str(outputs[stage])} | own_seed
         flags = _flags({key: value for key, value in in_force.items() if value != own.get(key)})
         # A mistake in PPO's config is told before SFT runs.
         resolved[stage] = resolve_arguments(stage, str(config), flags)
@@ -144,7 +144,7 @@ def make_plan(
     for number, stage in enumerate(order):
         output, needs = outputs[stage], [need for need in NEEDS[stage] if need in outputs]
         done = (output / FINISHED[stage]).is_file()
-        if stage == "evaluate" and done:
+        if done and stage == "evaluate":
             done = _is_of(output / FINISHED[stage], judged)
         if first is not None and number < start and not done:
             raise UserError(f"--from {first}: {stage} isn't finished: no {FINISHED[stage]} in {output}")

@@ -66,8 +66,7 @@ def shapes() -> dict[str, PretrainedConfig]:
 def hardware() -> Iterator[tuple[str, str]]:
     """For each base and precision GB of each stage, as configs/kogpt2 has it, and the cards that it fits; and the
     planner against real steps."""
-    from kochat_trl.desk.workflow.memory import plan_memory
-    from kochat_trl.desk.workflow.memory_view import CARDS, GB, most_rows
+    from kochat_trl.desk.workflow.memory import CARDS, GB, most_rows, plan_memory
 
     lines = ["| | | SFT | reward model | PPO | as configured on | one row on |", "| --- |" + " --- |" * 6]
     for base, shape in shapes().items():
@@ -90,8 +89,7 @@ def hardware() -> Iterator[tuple[str, str]]:
 
 def experiments() -> Iterator[tuple[str, str]]:
     """The comparison of the set with each group of experiments, which are run first."""
-    from kochat_trl.desk.workflow.comparison import as_markdown, compare_runs
-    from kochat_trl.desk.workflow.pipeline import make_plans, run_plan
+    from kochat_trl.desk.workflow.pipeline import as_markdown, compare_runs, make_plans, run_plan
 
     console = Console()
     for table, names in EXPERIMENTS.items():

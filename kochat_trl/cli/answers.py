@@ -6,7 +6,6 @@ from typing import Any
 
 from kochat_trl.cli import options as opt
 from kochat_trl.cli.options import command, console, flag
-from kochat_trl.data.records import RecordError
 from kochat_trl.desk.curation.build import read_prompts
 from kochat_trl.desk.writers import write_records
 from kochat_trl.errors import UserError
@@ -14,19 +13,8 @@ from kochat_trl.files import refuse_existing
 
 PRESETS = "greedy, sample (the whole distribution, as PPO does), beam, top_k, top_p, course (the course's settings)"
 MODEL = flag("model", "base, adapter or merged model: folder or Hub name", "MODEL")
-SET = flag(
-    "--set",
-    "fields of transformers' GenerationConfig over the preset's, such as temperature=0.7 max_new_tokens=96",
-    "FIELD=VALUE",
-    nargs="+",
-    default=[],
-)
-SAMPLING = (SET, flag("--seed", "default: 0", type=int, default=0))
-
-
-def decoding_flag(default: str) -> Any:
-    """--decoding, of which the commands have a default each."""
-    return flag("--decoding", f"{PRESETS}; default: {default}", "PRESET", default=default)
+FIELDS = "fields of transformers' GenerationConfig over the preset's, such as temperature=0.7 max_new_tokens=96"
+SAMPLING = (flag("--set", FIELDS, "FIELD=VALUE", nargs="+", default=[]), opt.SEED)
 
 
 @command(
@@ -39,7 +27,10 @@ def decoding_flag(default: str) -> Any:
         flag("--file", "any data file that has prompts", "FILE"),
         required=True,
     ),
-    opt.one_of(decoding_flag("greedy"), flag("--compare", "answer with each, side by side", "PRESET,PRESET")),
+    opt.one_of(
+        flag("--decoding", f"{PRESETS}; default: greedy", "PRESET", default="greedy"),
+        flag("--compare", "answer with each, side by side", "PRESET,PRESET"),
+    ),
     flag("--reward-model", "with --compare: its score of each answer", "MODEL"),
     flag("--output", "write the answers there, a new file", "OUT.jsonl"),
     flag("--limit", "only the first N records of --file", "N", type=int),
@@ -63,11 +54,10 @@ def generate_file(args: argparse.Namespace) -> None:
         raise UserError("--limit is for --file")
     names = [name.strip() for name in args.compare.split(",")] if args.compare else [args.decoding]
     strategies = {name: gen.decoding(name, args.set) for name in names}
-    prompts: list[str] = args.prompt
-    invalid: list[RecordError] = []
+    prompts = args.prompt
     if args.file:
         prompts, invalid = read_prompts(args.file, args.invalid_records == "skip", args.limit)
-    opt.list_records(invalid)
+        opt.list_records(invalid)
     model, tokenizer = _policy(args)
     if args.compare:
         scorer = None
@@ -75,8 +65,7 @@ def generate_file(args: argparse.Namespace) -> None:
             if opt.tokenizer_of(args.reward_model).get_vocab() != tokenizer.get_vocab():
                 raise UserError(f"{args.reward_model} has another vocabulary than {args.model}")
             scorer = load_scorer(args.reward_model, "float32", tokenizer)
-        settings = (args.seed, scorer, args.batch_size)
-        rows = gen.compare_decoding(model, tokenizer, prompts, strategies, *settings)
+        rows = gen.compare_decoding(model, tokenizer, prompts, strategies, args.seed, scorer, args.batch_size)
         gen.print_decodings(rows, console())
     else:
         answers = gen.generate_answers(model, tokenizer, prompts, strategies[names[0]], args.batch_size, args.seed)
@@ -93,7 +82,7 @@ def generate_file(args: argparse.Namespace) -> None:
     "chat",
     "kochat chat outputs/kogpt2/ppo --decoding top_p --set max_new_tokens=96",
     MODEL,
-    decoding_flag("top_p"),
+    flag("--decoding", f"{PRESETS}; default: top_p", "PRESET", default="top_p"),
     *SAMPLING,
     opt.LOADING,
 )
@@ -133,5 +122,4 @@ def _policy(args: argparse.Namespace) -> tuple[Any, Any]:
     from kochat_trl.settings.keys import ModelArguments
 
     tokenizer = opt.tokenizer_of(args.model)
-    settings: dict[str, Any] = LOADING[args.loading]
-    return load_policy(args.model, ModelArguments(dtype="float32", **settings), tokenizer), tokenizer
+    return load_policy(args.model, ModelArguments(dtype="float32", **LOADING[args.loading]), tokenizer), tokenizer

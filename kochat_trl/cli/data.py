@@ -19,12 +19,8 @@ from kochat_trl.files import refuse_existing
 
 FIXES = "\n".join(f"  {f.name:<16}{f.says}: {f.fix}{'' if f.default else ' (*)'}" for f in FAULTS.values())
 FILE = flag("file", metavar="FILE")
-TEMPLATE = flag(
-    "--template",
-    "apply the chat template, or leave the texts plain (default: apply)",
-    action=argparse.BooleanOptionalAction,
-    default=True,
-)
+SOURCES = "two or more, best first: models or adapters (folder or Hub name), or files with an answer to each prompt"
+TEMPLATED = "apply the chat template, or leave the texts plain (default: apply)"
 
 
 @command(
@@ -94,7 +90,7 @@ def show_data(args: argparse.Namespace) -> None:
     opt.RANKING_ORDER,
     opt.PAIRS,
     flag("--rank-margins", "give each pair the distance of its ranks", action="store_true"),
-    TEMPLATE,
+    flag("--template", TEMPLATED, action=argparse.BooleanOptionalAction, default=True),
     flag("--tokenizer", "whose template to apply; KoChatGPT's unless given", "MODEL"),
     opt.INVALID_RECORDS,
 )
@@ -144,9 +140,8 @@ def clean_data(args: argparse.Namespace) -> None:
     from kochat_trl.desk.curation.view import print_summary
 
     report = args.report or f"{args.output}.report.jsonl"
-    settings = {"report": report, "fixes": args.fix, "against": args.against}
-    summary = clean_file(args.file, args.output, **settings, **_reading(args))
-    print_summary(summary, console())
+    settings = {"report": report, "fixes": args.fix, "against": args.against} | _reading(args)
+    print_summary(clean_file(args.file, args.output, **settings), console())
     print(f"Written to {args.output}; what was changed or dropped is in {report}.")
 
 
@@ -171,13 +166,7 @@ def make_prompts(args: argparse.Namespace) -> None:
     f"kochat data rank data/kochatgpt/kochatgpt_3_PPO.jsonl --sources outputs/kogpt2/sft {opt.KOGPT2} "
     "--limit 8 --output outputs/rankings.jsonl",
     flag("file", "any data file that has prompts", "PROMPTS"),
-    flag(
-        "--sources",
-        "two or more, best first: models or adapters (folder or Hub name), or files with an answer to each prompt",
-        "SOURCE",
-        nargs="+",
-        required=True,
-    ),
+    flag("--sources", SOURCES, "SOURCE", nargs="+", required=True),
     flag("--reward-model", "rank by its scores instead of the sources' order", "MODEL"),
     opt.NEW_JSONL,
     flag("--limit", "only the first N records", "N", type=int),
@@ -213,12 +202,11 @@ def make_rankings(args: argparse.Namespace) -> None:
     flag("--train", "a new file", "OUT", required=True),
     flag("--held-out", "a new file", "OUT", required=True),
     flag("--fraction", "of the records to hold out (default: 0.1)", type=float, default=0.1),
-    flag("--seed", "default: 0", type=int, default=0),
+    opt.SEED,
 )
 def split_data(args: argparse.Namespace) -> None:
     """Split a data file in two by a seed; records with the same prompt stay together."""
-    settings = (args.fraction, args.seed)
-    train, held_out = split_file(args.file, args.train, args.held_out, *settings)
+    train, held_out = split_file(args.file, args.train, args.held_out, args.fraction, args.seed)
     print(f"{train} records, written to {args.train}; {held_out}, written to {args.held_out}.")
 
 

@@ -60,22 +60,18 @@ def choice(name: str, help: str, *choices: str) -> Flag:
 
 KINDS = ("sft", "preference", "prompt")
 KIND = flag("--kind", "what the records are; told from their fields unless given", choices=KINDS)
-RANKING_ORDER = choice(
-    "--ranking-order",
-    "how `ranking` is read: completion indices, best first (default), or the rank of each completion",
-    "best_first",
-    "rank_of",
-)
+ORDERS = "how `ranking` is read: completion indices, best first (default), or the rank of each completion"
+RANKING_ORDER = choice("--ranking-order", ORDERS, "best_first", "rank_of")
 READING = (KIND, RANKING_ORDER)
 PAIRS = choice("--pairs", "which pairs of a ranking (default: all)", "all", "best_vs_rest", "adjacent")
-INVALID_RECORDS = choice(
-    "--invalid-records", "refuse broken records (default), or leave them out and list them", "error", "skip"
-)
+FATES = "refuse broken records (default), or leave them out and list them"
+INVALID_RECORDS = choice("--invalid-records", FATES, "error", "skip")
 LOADING = one_of(
     flag("--load-in-8bit", "weights in int8", action="store_const", dest="loading", const="int8", default="float32"),
     flag("--load-in-4bit", "weights in nf4", action="store_const", dest="loading", const="nf4"),
 )
 BATCHES = (LOADING, flag("--batch-size", "texts at once (default: 64)", "N", type=int, default=64), INVALID_RECORDS)
+SEED = flag("--seed", "default: 0", type=int, default=0)
 NEW_JSONL = flag("--output", "a new file", "OUT.jsonl", required=True)
 
 

@@ -11,15 +11,11 @@ from kochat_trl.errors import UserError
 from kochat_trl.files import refuse_existing
 
 MODEL = flag("model", "adapter with its head, or merged: folder or Hub name", "MODEL")
+FATES = (
+    "texts of more than --max-length tokens: refuse them (default), or cut their ends or leave them out, and list them"
+)
 FITTING = (
-    opt.choice(
-        "--overlong",
-        "texts of more than --max-length tokens: refuse them (default), or cut their ends or leave them out, and "
-        "list them",
-        "error",
-        "truncate",
-        "drop",
-    ),
+    opt.choice("--overlong", FATES, "error", "truncate", "drop"),
     flag("--max-length", "tokens of a text, with the template (default: the model's positions)", "N", type=int),
 )
 
@@ -44,7 +40,7 @@ def evaluate_reward(args: argparse.Namespace) -> None:
     model is as often right as it is sure.
     """
     from kochat_trl.desk.evaluation.metrics import agreement, evaluate
-    from kochat_trl.desk.evaluation.scoring import read_rankings, score_rankings, texts_of_rankings
+    from kochat_trl.desk.evaluation.scoring import Reading, read_rankings, score_rankings
     from kochat_trl.desk.evaluation.view import output_files, print_evaluation, write_evaluation
     from kochat_trl.reward.score import LOADING
 
@@ -52,8 +48,8 @@ def evaluate_reward(args: argparse.Namespace) -> None:
         raise UserError(f"{args.model} is not a local folder: say with --output where to write")
     folder = args.output or Path(args.model) / "evaluation"
     output_files(folder)
-    records, report = read_rankings(args.files, args.ranking_order, args.invalid_records == "skip")
-    rankings = texts_of_rankings(args.model, records, report, args.overlong, args.max_length)
+    reading = Reading(args.ranking_order, args.invalid_records == "skip", args.overlong, args.max_length)
+    rankings, report = read_rankings(args.model, args.files, reading)
     print(report, end="", file=sys.stderr)
     loadings = dict.fromkeys([args.loading, *(LOADING if args.compare_quantized else [])])
     scored = {name: score_rankings(args.model, rankings, name, args.batch_size) for name in loadings}
@@ -61,8 +57,8 @@ def evaluate_reward(args: argparse.Namespace) -> None:
     quantized = {name: agreement(exact, others) for name, others in scored.items() if exact and name != "float32"}
     evaluation = evaluate(scored[args.loading])
     print_evaluation(evaluation, quantized, console())
-    facts = {"model": args.model, "files": args.files, "ranking_order": args.ranking_order}
-    facts |= {"overlong": args.overlong, "max_length": args.max_length, "loading": args.loading}
+    asked = ("model", "files", "ranking_order", "overlong", "max_length", "loading")
+    facts = {name: getattr(args, name) for name in asked}
     facts |= {"records_left_out": len(report.left_out), "records_in_part": len(report.in_part)}
     write_evaluation(folder, evaluation, quantized, facts)
     print(f"Written to {folder}: evaluation.json and reliability.png.")
@@ -84,11 +80,11 @@ def score_file(args: argparse.Namespace) -> None:
     An answer of a ranking has its rank too, 0 for the best, null if it has none. A dialogue of several exchanges has
     messages, and the score of the whole.
     """
-    from kochat_trl.desk.evaluation.scoring import read_scorable, score_texts, texts_of_records
+    from kochat_trl.desk.evaluation.scoring import Reading, read_answers, score_texts
 
     refuse_existing(args.output)
-    records, report = read_scorable(args.file, args.ranking_order, args.invalid_records == "skip")
-    texts = texts_of_records(args.model, records, report, args.overlong, args.max_length)
+    reading = Reading(args.ranking_order, args.invalid_records == "skip", args.overlong, args.max_length)
+    texts, report = read_answers(args.model, args.file, reading)
     print(report, end="", file=sys.stderr)
     rows = score_texts(args.model, texts, args.loading, args.batch_size)
     written = write_records(args.output, "lines", rows)

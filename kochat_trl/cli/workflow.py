@@ -23,22 +23,22 @@ def run_pipeline(args: argparse.Namespace) -> None:
     A finished stage is kept, one that broke off goes on from its last checkpoint, and what depends on a stage that
     runs runs again. An output that is in the way is renamed. Several configs or seeds end with a table.
     """
-    from kochat_trl.desk.workflow.comparison import compare_runs, print_runs
-    from kochat_trl.desk.workflow.pipeline import make_plan, make_plans, print_plan, run_plan
+    from kochat_trl.desk.workflow import pipeline as pipe
 
     many = len(args.configs) > 1 or bool(args.seeds)
-    if many and args.first:
+    if not many:
+        plans = [pipe.make_plan(args.configs[0], args.first, launcher=args.accelerate)]
+    elif args.first:
         raise UserError("--from is for one config, without --seeds")
-    launcher = args.accelerate
-    one = None if many else make_plan(args.configs[0], args.first, None, launcher)
-    plans = [one] if one else make_plans(args.configs, args.seeds, launcher)
+    else:
+        plans = pipe.make_plans(args.configs, args.seeds, args.accelerate)
     steps = [step for plan in plans for step in plan.steps]
-    print_plan(steps, console())
+    pipe.print_plan(steps, console())
     if args.dry_run:
         return
-    run_plan(steps, console())
+    pipe.run_plan(steps, console())
     if many:
-        print_runs(compare_runs(plans), console())
+        pipe.print_runs(pipe.compare_runs(plans), console())
         return
     outputs = plans[0].outputs
     print(f"What PPO changed: {outputs['report']}/report.html")
@@ -85,9 +85,6 @@ def show_memory(args: argparse.Namespace) -> None:
     Of the base model only config.json is read. Texts are as long as the config allows, so a real run takes less. The
     figures are what the tensors take; a GPU needs about 1 GB more, which the second table leaves for it.
     """
-    from kochat_trl.desk.workflow.memory import plan_memory
-    from kochat_trl.desk.workflow.memory_view import CARDS, print_memory
+    from kochat_trl.desk.workflow.memory import CARDS, print_memory
 
-    one, planned = plan_memory(args.config, rows=1), plan_memory(args.config)
-    many = plan_memory(args.config, rows=2 * max(footprint.rows for footprint in planned))
-    print_memory(one, planned, many, args.gpu_gb or CARDS, console())
+    print_memory(args.config, args.gpu_gb or CARDS, console())

@@ -7,16 +7,7 @@ from typing import Any, Literal
 
 from kochat_trl.data.rankings import RankingOrder
 from kochat_trl.data.readers import read_parsed
-from kochat_trl.data.records import (
-    BrokenRecordsError,
-    Dialogue,
-    Ranking,
-    RawRecord,
-    RecordError,
-    Source,
-    kind_of,
-    parse,
-)
+from kochat_trl.data.records import BrokenRecordsError, Ranking, RawRecord, RecordError, Source, kind_of, parse
 from kochat_trl.desk.evaluation.metrics import ScoredAnswer, ScoredRanking
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import base_of_adapter, is_adapter, load_config, positions_of
@@ -25,8 +16,17 @@ from kochat_trl.reward.score import Loading, load_scorer, score_ids
 from kochat_trl.rows.encode import IGNORED, conversation, encode_dialogues
 from kochat_trl.rows.rows import DataReport, fitting, too_long
 
-Overlong = Literal["error", "truncate", "drop"]
-Records = list[tuple[Source, Any]]
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read. Texts of more than `max_length` tokens, or than the model has positions, are refused, cut as
+    reward training cuts, or left out.
+    """
+
+    order: RankingOrder = "best_first"
+    skip_invalid: bool = False
+    overlong: Literal["error", "truncate", "drop"] = "error"
+    max_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,61 +38,45 @@ class Text:
     tokens: int
 
 
-def read_rankings(
-    files: Sequence[str], order: RankingOrder = "best_first", skip_invalid: bool = False
-) -> tuple[Records, DataReport]:
-    """The rankings and pairs of `files`, and the records that are none. Raises as `_read` does."""
-    return _read(files, lambda raw: parse(raw, "preference", order), skip_invalid)
+def read_rankings(path: str, files: Sequence[str], reading: Reading = Reading()) -> tuple[list[list[Text]], DataReport]:
+    """The ranked answers of each ranking or pair of `files`, as the reward model `path` takes them, best first.
+
+    Ranks count from 0 without gaps. A ranking in which fewer than two fit is left out. Raises as `_read` does.
+    """
+    records, report = _read(files, lambda raw: parse(raw, "preference", reading.order), reading.skip_invalid)
+    groups = [(source, [row for row in _rows(ranking) if row["rank"] is not None]) for source, ranking in records]
+    for _, rows in groups:
+        rows.sort(key=lambda row: row["rank"])
+    found = _encode(path, groups, 2, report, reading)
+    for texts in found:
+        ranks = sorted({text.row["rank"] for text in texts})
+        for text in texts:
+            text.row["rank"] = ranks.index(text.row["rank"])
+    return found, report
 
 
-def read_scorable(
-    file: str, order: RankingOrder = "best_first", skip_invalid: bool = False
-) -> tuple[Records, DataReport]:
-    """The dialogues and rankings of `file`, and the records that are neither. Raises as `_read` does."""
+def read_answers(path: str, file: str, reading: Reading = Reading()) -> tuple[list[Text], DataReport]:
+    """Every answer of the dialogues and rankings of `file`, each fitted by itself. Raises as `_read` does."""
 
     def read(raw: RawRecord) -> Any:
-        return parse(raw, "preference" if kind_of(raw) == "preference" else "sft", order)
+        return parse(raw, "preference" if kind_of(raw) == "preference" else "sft", reading.order)
 
-    return _read([file], read, skip_invalid)
+    records, report = _read([file], read, reading.skip_invalid)
+    groups = [(source, [row]) for source, record in records for row in _rows(record)]
+    return [text for texts in _encode(path, groups, 1, report, reading) for text in texts], report
 
 
-def _read(files: Sequence[str], read: Callable[[RawRecord], Any], skip_invalid: bool) -> tuple[Records, DataReport]:
+def _read(files: Sequence[str], read: Callable[[RawRecord], Any], skip_invalid: bool) -> tuple[list[Any], DataReport]:
     """Raises `BrokenRecordsError` if `read` can't read some, unless `skip_invalid`; `UserError` if none is left."""
     report = DataReport()
-    records = list(read_parsed(files, read, report.left_out, skip_invalid))
+    records = list(read_parsed(files, read, report.left_out, skip_invalid))  # each with its source
     if not records:
         raise UserError(f"there is nothing to score in {', '.join(files)}")
     return records, report
 
 
-def texts_of_rankings(
-    path: str, rankings: Records, report: DataReport, overlong: Overlong = "error", max_length: int | None = None
-) -> list[list[Text]]:
-    """The ranked answers of each ranking, as the reward model `path` takes them; ranks count from 0 without gaps.
-
-    One of more than `max_length` tokens, or than the model has positions, is refused, cut as reward training cuts, or
-    left out, and added to the `report`; so is a ranking with fewer than two ranks then.
-    """
-    groups = [(source, [row for row in _rows(ranking) if row["rank"] is not None]) for source, ranking in rankings]
-    for _, rows in groups:
-        rows.sort(key=lambda row: row["rank"])
-    found = _encode(path, groups, 2, report, overlong, max_length)
-    for texts in found:
-        ranks = sorted({text.row["rank"] for text in texts})
-        for text in texts:
-            text.row["rank"] = ranks.index(text.row["rank"])
-    return found
-
-
-def texts_of_records(
-    path: str, records: Records, report: DataReport, overlong: Overlong = "error", max_length: int | None = None
-) -> list[Text]:
-    """Every answer of dialogues and rankings, as `texts_of_rankings` has them, each fitted by itself."""
-    groups = [(source, [row]) for source, record in records for row in _rows(record)]
-    return [text for texts in _encode(path, groups, 1, report, overlong, max_length) for text in texts]
-
-
-def _rows(record: Dialogue | Ranking) -> Iterator[dict[str, Any]]:
+def _rows(record: Any) -> Iterator[dict[str, Any]]:
+    """The answers of a ranking or a dialogue."""
     if isinstance(record, Ranking):
         ranks = {i: rank for rank, tier in enumerate(record.tiers) for i in tier}
         for i, completion in enumerate(record.completions):
@@ -105,16 +89,11 @@ def _rows(record: Dialogue | Ranking) -> Iterator[dict[str, Any]]:
 
 
 def _encode(
-    path: str,
-    groups: Sequence[tuple[Source, list[dict[str, Any]]]],
-    least: int,
-    report: DataReport,
-    overlong: Overlong,
-    max_length: int | None,
+    path: str, groups: Sequence[tuple[Source, list[dict[str, Any]]]], least: int, report: DataReport, reading: Reading
 ) -> list[list[Text]]:
     """The texts of each group of rows, best first, that has at least so many ranks when it fits."""
     base, revision = base_of_adapter(path) if is_adapter(path) else (path, "main")
-    limit = min(positions_of(load_config(base, revision)) or sys.maxsize, max_length or sys.maxsize)
+    limit = min(positions_of(load_config(base, revision)) or sys.maxsize, reading.max_length or sys.maxsize)
     dialogues = [
         row.get("messages") or conversation(row["prompt"], row["completion"]) for _, rows in groups for row in rows
     ]
@@ -123,13 +102,13 @@ def _encode(
     refused: list[RecordError] = []
     for source, rows in groups:
         all_ids, all_labels = zip(*(next(encoded) for _ in rows), strict=True)
-        fit = fitting(all_ids, limit, overlong == "truncate")
+        fit = fitting(all_ids, limit, reading.overlong == "truncate")
         texts = [Text(rows[i], ids, sum(x != IGNORED for x in all_labels[i][: len(ids)])) for i, ids in fit.items()]
         usable = len({text.row.get("rank") for text in texts}) >= least and all(text.tokens for text in texts)
         found += [texts] if usable else []
         if (longest := max(map(len, all_ids))) > limit:
             error = too_long(source, longest, limit)
-            (refused if overlong == "error" else report.in_part if usable else report.left_out).append(error)
+            (refused if reading.overlong == "error" else report.in_part if usable else report.left_out).append(error)
     if refused:
         raise BrokenRecordsError(refused, len(groups))
     if not found:
@@ -145,13 +124,11 @@ def score_rankings(
     Raises as `load_reward_model` and `score_ids` do.
     """
     scores = iter(_score(path, [text for texts in rankings for text in texts], loading, batch_size))
-    return [
-        (
-            texts[0].row["prompt"],
-            [ScoredAnswer(text.row["completion"], text.row["rank"], text.tokens, next(scores)) for text in texts],
-        )
-        for texts in rankings
-    ]
+    found = []
+    for texts in rankings:
+        answers = [ScoredAnswer(text.row["completion"], text.row["rank"], text.tokens, next(scores)) for text in texts]
+        found.append((texts[0].row["prompt"], answers))
+    return found
 
 
 def score_texts(

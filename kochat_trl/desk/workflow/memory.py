@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ import torch
 from bitsandbytes.nn import Int8Params, Params4bit
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from peft import get_peft_model
+from rich.console import Console
+from rich.table import Table
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
@@ -46,6 +49,10 @@ from transformers.utils import logging as transformers_logging
 from trl import SFTTrainer
 
 STAGES: tuple[Stage, ...] = ("sft", "reward", "ppo")
+CARDS = (6, 8, 12, 16, 24)  # GB of consumer GPUs
+GB = 2**30
+# What a GPU takes beside the tensors: the CUDA context, workspaces of cuBLAS, fragments. Assumed, not measured.
+GPU_EXTRA = GB
 
 
 @dataclass(frozen=True)
@@ -86,13 +93,13 @@ def plan_memory(
             flags = [*half, *overrides, "--use_cpu", "true", "--output_dir", folder, "--report_to", "none"]
             stages[stage] = parse_arguments(stage, str(config), flags)
         _refuse(stages)
-        for stage, args in stages.items():
+        for stage in STAGES:
             model = stages["sft" if stage == "ppo" else stage].model
             own = copy.deepcopy(shape or load_config(str(model.model_name_or_path), model.model_revision))
             for name in ("attn_pdrop", "attention_dropout"):
                 if hasattr(own, name) and not on_cpu[stage]:
                     setattr(own, name, 0.0)  # a GPU's fused attention keeps no mask for it; the CPU's keeps T² numbers
-            found += trace(stage, args, stages, own, rows)
+            found += trace(stage, stages, own, rows)
     return found
 
 
@@ -109,17 +116,16 @@ def _refuse(stages: dict[Stage, Arguments]) -> None:
         raise UserError("max_prompt_length of ppo is not set: a prompt may be of any length")
 
 
-def trace(
-    stage: Stage, args: Arguments, stages: dict[Stage, Arguments], shape: PretrainedConfig, rows: int | None = None
-) -> list[Footprint]:
+def trace(stage: Stage, stages: dict[Stage, Arguments], shape: PretrainedConfig, rows: int | None) -> list[Footprint]:
     """The footprints of one stage's phases; optimizer states are there, as from the second step on."""
+    args = stages[stage]
     if rows is not None:
         args.training.per_device_train_batch_size = rows
         if stage == "ppo":  # a rollout of one mini-batch's rows for each of them
             args.training.gradient_accumulation_steps = args.training.num_mini_batches
             args.training.local_rollout_forward_batch_size = rows
     with torch.device("meta"):
-        model = _ppo_roles(args, stages, shape) if stage == "ppo" else _trained_model(stage, args, shape)
+        model = _ppo_roles(stages, shape) if stage == "ppo" else _trained_model(stage, args, shape)
     with FakeTensorMode(allow_non_fake_inputs=True), NoValues():
         _materialize(model)
         trainer, phases = _PREPARE[stage](model, args)
@@ -168,13 +174,13 @@ def _trained_model(stage: str, args: Arguments, shape: PretrainedConfig) -> Any:
     return cast_trainable_to_float32(add_lora(empty_model(auto_class, shape, args.model), args.model))
 
 
-def _ppo_roles(args: Arguments, stages: dict[Stage, Arguments], shape: PretrainedConfig) -> Roles:
+def _ppo_roles(stages: dict[Stage, Arguments], shape: PretrainedConfig) -> Roles:
     """What `load_roles` makes of the outputs of SFT and reward model."""
-    own_value = args.training.value_model == "adapter"
+    own_value = stages["ppo"].training.value_model == "adapter"
     if not (stages["sft"].model.use_peft and stages["reward"].model.use_peft):
         policy, reward, value = (_trained_model(stage, stages[stage], shape) for stage in ("sft", "reward", "reward"))
         return separate_models(policy, None, reward, value if own_value else None)
-    backbone = empty_model(AutoModelForCausalLM, shape, args.model)
+    backbone = empty_model(AutoModelForCausalLM, shape, stages["ppo"].model)
     roles = {"policy": "sft", "reference": "sft", "reward": "reward", **({"value": "reward"} if own_value else {})}
     model: Any = None
     for name, stage in roles.items():
@@ -191,14 +197,11 @@ def _ppo_roles(args: Arguments, stages: dict[Stage, Arguments], shape: Pretraine
 
 def _materialize(model: nn.Module) -> None:
     """Put fake tensors, quantized as bitsandbytes does it, in the place of a model's weights on the meta device."""
-    made: dict[int, nn.Parameter | Tensor] = {}
+    fake = cache(_fake)  # a tied weight stays one
     for module in model.modules():
+        weights: Any
         for weights in (module._parameters, module._buffers):
-            for name, weight in weights.items():
-                if weight is not None:
-                    if id(weight) not in made:
-                        made[id(weight)] = _fake(weight)
-                    weights[name] = made[id(weight)]  # type: ignore[assignment]
+            weights |= {name: fake(weight) for name, weight in weights.items() if weight is not None}
     model.to = lambda *device: model  # type: ignore[method-assign]  # Trainers move it to where it is; fakes can't be
 
 
@@ -210,14 +213,14 @@ def _fake(weight: Any) -> Any:
         values, scales, _ = bnb.int8_vectorwise_quant(fake.half())
         fake = nn.Parameter(values, requires_grad=False)
         fake.CB, fake.SCB, fake.has_fp16_weights = fake.data, scales, False
-    elif isinstance(weight, Params4bit):
+        return fake
+    if isinstance(weight, Params4bit):
         settings = {"blocksize": weight.blocksize, "quant_type": weight.quant_type}
         values, state = bnb.quantize_4bit(fake, compress_statistics=weight.compress_statistics, **settings)
         fake = nn.Parameter(values, requires_grad=False)
         fake.quant_state, fake.bnb_quantized = state, True
-    else:
-        fake = nn.Parameter(fake, requires_grad=weight.requires_grad)
-    return fake
+        return fake
+    return nn.Parameter(fake, requires_grad=weight.requires_grad)
 
 
 def tokenizer_of_four() -> PreTrainedTokenizerFast:
@@ -230,22 +233,21 @@ def _prepare_sft(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
     data = Dataset.from_dict({"input_ids": [[1, 1]], "labels": [[1, 1]]})
     trainer = SFTTrainer(model=model, args=args.training, train_dataset=data, processing_class=tokenizer_of_four())
     ids = torch.zeros(args.training.per_device_train_batch_size, args.training.max_length, dtype=torch.long)
-    return _prepare(trainer, "SFT", {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)})
+    return _prepare(trainer, "SFT", ids, labels=ids)
 
 
 def _prepare_reward(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
     rows = args.training.per_device_train_batch_size
     data = Dataset.from_dict({"completion_ids": [[[1]] * COMPLETIONS], "ranks": [[*range(COMPLETIONS)]], "length": [1]})
-    trainer = RankingTrainer(
-        args.recipe, model=model, args=args.training, train_dataset=data, processing_class=tokenizer_of_four()
-    )
+    settings = {"model": model, "args": args.training, "processing_class": tokenizer_of_four()}
+    trainer = RankingTrainer(args.recipe, train_dataset=data, **settings)
     ids = torch.zeros(rows * COMPLETIONS, args.training.max_length, dtype=torch.long)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return _prepare(trainer, "reward model", batch | {"ranks": torch.zeros(rows, COMPLETIONS, dtype=torch.long)})
+    return _prepare(trainer, "reward model", ids, ranks=torch.zeros(rows, COMPLETIONS, dtype=torch.long))
 
 
-def _prepare(trainer: Any, name: str, batch: dict[str, Tensor]) -> tuple[Any, list[Phase]]:
+def _prepare(trainer: Any, name: str, ids: Tensor, **more: Tensor) -> tuple[Any, list[Phase]]:
     training = trainer.args
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}
     cast_trainable_to_float32(trainer.model)
     if training.activation_checkpointing:
         trainer.model.activation_checkpointing_enable(
@@ -315,3 +317,49 @@ def quiet() -> Iterator[None]:
         yield
     enable_progress_bars()
     transformers_logging.set_verbosity(level)
+
+
+# --- What fits a GPU ------------------------------------------------------------------------------
+
+
+def most_rows(one: Footprint, some: Footprint, many: Footprint, card_gb: float) -> int:
+    """How many rows fit a card of so many GB, from the footprints of one phase with one row, with some and with many.
+
+    From some to many the bytes grow with the rows. With one row another moment may be the fullest, such as the
+    optimizer's step: where that doesn't fit, nothing does, and the answer is 0.
+    """
+    room = card_gb * GB - GPU_EXTRA
+    a_row = (many.peak - some.peak) / (many.rows - some.rows)
+    if one.peak > room:
+        return 0
+    return max(1, int((room - some.peak) // max(a_row, 1)) + some.rows)
+
+
+def print_memory(config: str | Path, cards: Sequence[float], console: Console) -> None:
+    """What each phase of a config takes, part by part, and the rows that fit each card (`most_rows`)."""
+    one, planned = plan_memory(config, rows=1), plan_memory(config)
+    many = plan_memory(config, rows=2 * max(footprint.rows for footprint in planned))
+    table = Table(title="GB at the fullest moment", title_justify="left")
+    table.add_column(overflow="fold")
+    for footprint in planned:
+        table.add_column(f"{footprint.phase}, {footprint.rows} rows", justify="right")
+    for name in dict.fromkeys(name for footprint in planned for name in footprint.parts):
+        table.add_row(name, *(f"{footprint.parts.get(name, 0) / GB:.3f}" for footprint in planned))
+    table.add_section()
+    table.add_row("peak", *(f"{footprint.peak / GB:.3f}" for footprint in planned), style="bold")
+    console.print(table)
+
+    fits = Table(title="rows that fit a GPU, 1 GB of it left for what is no tensor", title_justify="left")
+    fits.add_column("GPU")
+    for footprint in planned:
+        fits.add_column(footprint.phase, justify="right")
+    for card in cards:
+        phases = [(most_rows(*three, card), three[1].rows) for three in zip(one, planned, many, strict=True)]
+        fits.add_row(f"{card:g} GB", *(f"{rows}{'' if rows >= asked else ' ✗'}" for rows, asked in phases))
+    console.print(fits)
+    console.print(
+        "✗: fewer than the config asks for. Rows are per_device_train_batch_size, which counts rankings for the reward "
+        "model, and for sampling local_rollout_forward_batch_size. No GPU was measured: these are the tensors of "
+        "PyTorch's CPU operations (docs/hardware.md). The reward model's evaluation and the report load the base in "
+        "float32, and aren't counted."
+    )

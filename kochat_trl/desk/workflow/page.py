@@ -70,14 +70,12 @@ def _curve(history: Sequence[dict[str, Any]], key: str) -> tuple[list[float], li
 def _lines(axes: Any, lines: dict[str, tuple[list[float], list[float]]]) -> None:
     for name, (x, y) in lines.items():
         axes.plot(x, y, label=name)
-    _name_lines(axes, len(lines))
 
 
 def _histogram(axes: Any, scores: dict[str, list[float]]) -> None:
     axes.set_prop_cycle(color=["0.6", "#8a63d2", *COLORS])  # base, SFT, runs
     axes.hist(list(scores.values()), bins=24, histtype="step", linewidth=1.6, label=list(scores))
     axes.set(xlabel="reward model's score", ylabel="answers")
-    _name_lines(axes, len(scores))
 
 
 def _against(axes: Any, histories: dict[str, Sequence[dict[str, Any]]]) -> None:
@@ -85,12 +83,6 @@ def _against(axes: Any, histories: dict[str, Sequence[dict[str, Any]]]) -> None:
         kl, score = (_curve(history, f"objective/{key}")[1] for key in ("kl", "scores"))
         axes.plot(kl, score, "o-", markersize=3, label=name)
     axes.set(xlabel="KL from SFT, nats a response", ylabel="score")
-    _name_lines(axes, len(histories))
-
-
-def _name_lines(axes: Any, count: int) -> None:
-    if count > 1:
-        axes.legend(frameon=False, labelcolor="#888")
 
 
 def _svg(draw: Any) -> str:
@@ -107,9 +99,10 @@ def _svg(draw: Any) -> str:
         axes = figure.subplots()
         axes.set_prop_cycle(color=COLORS)
         draw(axes)
+        if len(axes.get_legend_handles_labels()[1]) > 1:
+            axes.legend(frameon=False, labelcolor=grey)
         axes.grid(alpha=0.25)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = "<svg" + buffer.getvalue().partition("<svg")[2]
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)  # as wide as its place

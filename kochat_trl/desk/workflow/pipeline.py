@@ -1,4 +1,4 @@
-"""SFT → reward model → PPO → merge → report as one command, which goes on where it stopped.
+"""SFT → reward model → PPO → merge → report as one command, which goes on where it stopped; and runs side by side.
 
 Every stage is the command that a person would type, in a process of its own. A config is a folder with a file for each
 stage, or an experiment: a file that extends such a folder, and says what differs.
@@ -15,14 +15,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
+from kochat_trl.data.probes import PROBES
+from kochat_trl.desk.statistics import half_interval
 from kochat_trl.errors import UserError
 from kochat_trl.files import set_aside
 from kochat_trl.settings.parse import changed_setting, folder_of, read_config, resolve_arguments
 
 import torch
 import yaml
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -92,35 +96,42 @@ def make_plan(
             raise UserError(f"{folder}/ppo.yaml: {stage}_model_path is {reads}, and {stage}.yaml writes {writes}")
 
     outputs: dict[str, Path] = {}
+    commands: dict[str, list[str]] = {}
+    resolved: dict[str, dict[str, Any]] = {}
     differs: list[str] = []
+    own_seed = {} if seed is None else {"seed": seed}
     for stage in RECIPES:
-        output = of_folder[stage]["output_dir"]
+        own, shared = values[stage], of_folder[stage]
+        output = Path(shared["output_dir"])
         for key in ("output_dir", "sft_model_path", "reward_model_path"):
-            if values[stage].get(key) != of_folder[stage].get(key):
+            if own.get(key) != shared.get(key):
                 raise UserError(f"{config}: leave {key} out: each stage gets a folder '{config.stem}' beside {output}")
-        if values[stage] != of_folder[stage] or any(need in differs for need in NEEDS[stage]):
+        if own != shared or any(need in differs for need in NEEDS[stage]):
             differs.append(stage)
         parts = [config.stem] if stage in differs else []
         parts += [f"seed{seed}"] if among and seed is not None else []
-        outputs[stage] = Path(output).parent.joinpath(*parts, Path(output).name)
-    for stage in NEEDS["ppo"]:
-        values["ppo"][f"{stage}_model_path"] = str(outputs[stage])
-    flags: dict[str, list[str]] = {}
-    resolved: dict[str, dict[str, Any]] = {}
-    for stage in RECIPES:
-        given = _values(config, stage)
-        values[stage] |= {"output_dir": str(outputs[stage])} | ({} if seed is None else {"seed": seed})
-        changed = {key: value for key, value in values[stage].items() if value != given.get(key)}
-        flags[stage] = [word for key, value in changed.items() for word in (f"--{key}", str(value))]
+        outputs[stage] = output.parent.joinpath(*parts, output.name)
+        inputs = {f"{need}_model_path": str(outputs[need]) for need in NEEDS[stage]}
+        in_force = own | inputs | {"output_dir": str(outputs[stage])} | own_seed
+        flags = _flags({key: value for key, value in in_force.items() if value != own.get(key)})
         # A mistake in PPO's config is told before SFT runs.
-        resolved[stage] = resolve_arguments(stage, str(config), flags[stage])
-    ppo = outputs["ppo"]
+        resolved[stage] = resolve_arguments(stage, str(config), flags)
+        file = config / f"{stage}.yaml" if config.is_dir() else config
+        recipe = _of_project(f"recipes/{stage}.py")
+        commands[stage] = [*_launch(launcher), recipe, "--config", str(file), *flags]
+    reward, ppo = outputs["reward"], outputs["ppo"]
     beside = "" if ppo.name == "ppo" else f"{ppo.name}-"
-    if of_folder["reward"].get("eval_files"):
-        outputs["evaluate"] = outputs["reward"] / "evaluation"
+    judged = of_folder["reward"]  # what all experiments are measured by
+    if judged.get("eval_files"):
+        outputs["evaluate"] = reward / "evaluation"
+        asked = {key.replace("_", "-"): judged.get(key, default) for key, default in EVALUATED.items()}
+        commands["evaluate"] = [*_KOCHAT, "reward", "eval", str(reward), *judged["eval_files"], *_flags(asked)]
     if values["ppo"].get("use_peft") and not among:
         outputs["merge"] = ppo.with_name(f"{beside}merged")
+        written = _flags({"adapter": ppo, "output": outputs["merge"]})
+        commands["merge"] = [sys.executable, _of_project("scripts/merge_lora.py"), *written]
     outputs["report"] = ppo.with_name(f"{beside}report")
+    commands["report"] = [*_KOCHAT, "report", str(ppo), *_flags({"output": outputs["report"]} | own_seed)]
     order = [stage for stage in NEEDS if stage in outputs]
     if first is not None and first not in order:
         raise UserError(f"--from: found '{first}', expected {', '.join(order)}")
@@ -129,16 +140,16 @@ def make_plan(
         raise UserError(f"--from {first}: that stage is not {config}'s own; run it again with {folder}")
 
     steps: list[Step] = []
-    for stage in order:
+    start = len(order) if first is None else order.index(first)
+    for number, stage in enumerate(order):
         output, needs = outputs[stage], [need for need in NEEDS[stage] if need in outputs]
         done = (output / FINISHED[stage]).is_file()
-        if stage == "evaluate" and done:
-            done = _is_of(output / FINISHED[stage], of_folder["reward"])
-        again = first is not None and order.index(stage) >= order.index(first)
-        again = again or any(step.command and step.stage in needs for step in steps)
-        again = again or (done and any(_finished(outputs[n], n) > _finished(output, stage) for n in needs))
-        if first is not None and order.index(stage) < order.index(first) and not done:
+        if done and stage == "evaluate":
+            done = _is_of(output / FINISHED[stage], judged)
+        if first is not None and number < start and not done:
             raise UserError(f"--from {first}: {stage} isn't finished: no {FINISHED[stage]} in {output}")
+        again = number >= start or any(step.command and step.stage in needs for step in steps)
+        again = again or (done and any(_finished(outputs[n], n) > _finished(output, stage) for n in needs))
         if done and not again:
             if stage in RECIPES:
                 _check_settings(stage, output, resolved[stage], set(values[stage]))
@@ -146,28 +157,10 @@ def make_plan(
             continue
         why, options = "new", list[str]()
         if output.is_dir() and any(output.iterdir()):
-            checkpoint = None if done or again else _last_checkpoint(output)
-            why = f"goes on from {checkpoint.name}" if checkpoint else "again; what is there is renamed"
-            options = (
-                ["--resume_from_checkpoint", str(checkpoint)] if checkpoint else ["--overwrite_output_dir", "true"]
-            )
-        if stage == "evaluate":
-            truth = of_folder["reward"]  # what all experiments are measured by
-            command = [*_KOCHAT, "reward", "eval", str(outputs["reward"]), *truth["eval_files"]]
-            for key, default in EVALUATED.items():
-                if (value := truth.get(key, default)) is not None:
-                    command += [f"--{key.replace('_', '-')}", str(value)]
-        elif stage == "merge":
-            command = [sys.executable, _of_project("scripts/merge_lora.py")]
-            command += ["--adapter", str(ppo), "--output", str(output)]
-        elif stage == "report":
-            command = [*_KOCHAT, "report", str(ppo), "--output", str(output)]
-            command += [] if seed is None else ["--seed", str(seed)]
-        else:
-            file = config / f"{stage}.yaml" if config.is_dir() else config
-            command = [*_launch(launcher), _of_project(f"recipes/{stage}.py"), "--config", str(file), *options]
-            command += flags[stage]
-        steps.append(Step(stage, output, command, why))
+            why, options = "again; what is there is renamed", ["--overwrite_output_dir", "true"]
+            if not (done or again) and (checkpoint := _last_checkpoint(output)):
+                why, options = f"goes on from {checkpoint.name}", ["--resume_from_checkpoint", str(checkpoint)]
+        steps.append(Step(stage, output, commands[stage] + (options if stage in RECIPES else []), why))
     return Plan(config.stem, seed, outputs, steps)
 
 
@@ -190,6 +183,10 @@ _KOCHAT = [sys.executable, "-m", "kochat_trl.cli.main"]
 EVALUATED = {"ranking_order": "best_first", "invalid_records": "error", "overlong": "error", "max_length": None}
 
 
+def _flags(values: dict[str, Any]) -> list[str]:
+    return [word for key, value in values.items() if value is not None for word in (f"--{key}", str(value))]
+
+
 def _values(config: Path, stage: Any) -> dict[str, Any]:
     values = {key: value for key, (value, _) in read_config(config, stage).items()}
     if "output_dir" not in values:
@@ -199,7 +196,7 @@ def _values(config: Path, stage: Any) -> dict[str, Any]:
 
 def _is_of(evaluation: Path, reward: dict[str, Any]) -> bool:
     """Whether an evaluation was made on the rankings, and in the reading, that a reward model's config names."""
-    facts = json.loads(evaluation.read_text(encoding="utf-8"))
+    facts = _read(evaluation)
     keys = {"ranking_order", "overlong"} | ({"max_length"} if reward.get("overlong", "error") != "error" else set())
     same = all(facts.get(key, EVALUATED[key]) == reward.get(key, EVALUATED[key]) for key in keys)
     return same and facts.get("files") == reward["eval_files"]
@@ -249,11 +246,8 @@ def print_plan(steps: Sequence[Step], console: Console) -> None:
     console.print(table)
     for step in steps:
         if step.command:
-            console.print(Text(f"$ {' '.join(_shown(word) for word in step.command)}"), soft_wrap=True)
-
-
-def _shown(word: str) -> str:
-    return "python" if word == sys.executable else word
+            shown = ["python" if word == sys.executable else word for word in step.command]
+            console.print(Text(f"$ {' '.join(shown)}"), soft_wrap=True)
 
 
 def run_plan(steps: Sequence[Step], console: Console) -> dict[str, float]:
@@ -326,3 +320,67 @@ def _is_running(group: int) -> bool:
             state, _, of, *_ = file.read_text().rpartition(")")[2].split()
             found += [state] if int(of) == group else []
     return any(state not in "ZX" for state in found)
+
+
+# --- Runs side by side ----------------------------------------------------------------------------
+
+
+def figures_of(plan: Plan) -> dict[str, float]:
+    """What a finished run achieved, by the name of its column; a figure that the run has not is left out."""
+    report = _read(plan.outputs["report"] / "report.json")
+    (ppo,), metrics = report["runs"], report["metrics"]
+    asked = [row for row in report["answers"] if row["prompt"] not in dict(PROBES)]
+    evaluation = _read(plan.outputs["evaluate"] / "evaluation.json") if "evaluate" in plan.outputs else None
+    found = {
+        "SFT loss": _read(plan.outputs["sft"] / "metrics.json").get("eval_loss"),
+        "RM accuracy": evaluation and evaluation["accuracy"]["accuracy"],
+        "RM spread": stdev(row["sft"]["score"] for row in asked),
+        "judge, SFT": metrics["sft"].get("judge"),
+        "judge, PPO": metrics[ppo].get("judge"),
+        "PPO wins": report["wins"][f"{ppo} over sft"]["share"],
+        "KL": report["kl"][ppo]["mean"],
+        "tokens": metrics[ppo]["tokens"],
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def compare_runs(plans: Sequence[Plan]) -> list[list[str]]:
+    """A heading, and a line for each config: the mean of each figure over the seeds, ± half Student's 95 % interval."""
+    by_config: dict[str, list[dict[str, float]]] = {}
+    for plan in plans:
+        by_config.setdefault(plan.name, []).append(figures_of(plan))
+    columns = list(dict.fromkeys(name for runs in by_config.values() for run in runs for name in run))
+    lines = [["", *columns]]
+    for config, runs in by_config.items():
+        cells = [[run[column] for run in runs if column in run] for column in columns]
+        lines.append([config, *(_cell(values) for values in cells)])
+    return lines
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    digits = 1 if fmean(values) > 10 else 3 if fmean(values) < 1 else 2
+    mean = f"{fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {half_interval(values):.{digits}f}"
+
+
+def print_runs(lines: Sequence[Sequence[str]], console: Console) -> None:
+    """The lines as a table of the terminal."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=True)
+    table.add_column(overflow="fold")
+    for heading in lines[0][1:]:
+        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*(Text(cell.replace(" ±", "\n±")) for cell in line))
+    console.print(table)
+
+
+def as_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """The lines as a table of Markdown."""
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([rows[0], "|" + " --- |" * len(lines[0]), *rows[1:]])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))

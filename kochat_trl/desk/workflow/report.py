@@ -1,23 +1,24 @@
-"""What a PPO run changed, in figures: base, SFT and PPO side by side."""
+"""What a PPO run changed, in figures: base, SFT and PPO side by side, and what a careful reader would doubt in them."""
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, compress
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from kochat_trl.data.probes import PROBES
 from kochat_trl.data.readers import read_records
-from kochat_trl.data.records import RecordError, parse
+from kochat_trl.data.records import RecordError, parse_prompt, parse_sft
 from kochat_trl.data.text import hangul_share
 from kochat_trl.desk.answers.generate import Response, decoding, generate_answers, mean_logprob
 from kochat_trl.desk.answers.likeness import bleu, chrf, distinct, rouge_l
 from kochat_trl.desk.evaluation.metrics import accuracy_of
 from kochat_trl.desk.sample.sample import Judge, judge_of
 from kochat_trl.desk.statistics import mean_interval
-from kochat_trl.desk.workflow.worries import worries
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import load_config, load_policy, positions_of
 from kochat_trl.models.tokenizer import load_tokenizer
@@ -51,9 +52,8 @@ class Run:
         sft, reward = Path(settings["sft_model_path"]), Path(settings["reward_model_path"])
         _resolved(reward)
         started = _resolved(sft)
-        return cls(
-            started["model_name_or_path"], started.get("model_revision", "main"), sft, reward, Path(ppo), settings
-        )
+        base, revision = started["model_name_or_path"], started.get("model_revision", "main")
+        return cls(base, revision, sft, reward, Path(ppo), settings)
 
 
 def named_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
@@ -102,21 +102,15 @@ def read_questions(
     held_out = not any(str(Path(source).resolve()) in trained for source in sources)
     prompts: list[str] = [prompt for prompt, _ in PROBES]
     references: dict[str, str] = {}
-    for source in sources:
-        for raw in read_records(source):
-            if len(prompts) >= limit + len(PROBES):
-                break
-            try:
-                prompt = parse(raw, "prompt").prompt  # type: ignore[union-attr]
-            except RecordError:
-                continue
+    for raw in chain.from_iterable(map(read_records, sources)):
+        if len(prompts) >= limit + len(PROBES):
+            break
+        with suppress(RecordError):
+            prompt = parse_prompt(raw).prompt
             if prompt in prompts:
                 continue
             prompts.append(prompt)
-            try:
-                messages = parse(raw, "sft").messages  # type: ignore[union-attr]
-            except RecordError:
-                continue
+            messages = parse_sft(raw).messages  # a record may be no more than a prompt
             if len(messages) == 2:
                 references[prompt] = messages[1]["content"]
     return prompts, references, held_out, judge_of(sources[0]) if len(sources) == 1 else None
@@ -139,46 +133,37 @@ def build_report(
     length, temperature = first.settings["response_length"], first.settings["temperature"]
     positions = positions_of(load_config(first.base, first.revision))
     fits = [positions is None or len(ids) + length <= positions for ids in encode_prompts(tokenizer, prompts)]
-    prompts = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
+    prompts = list(compress(prompts, fits))
     prompt_ids = encode_prompts(tokenizer, prompts)
     settings = decoding("sample") | {"max_new_tokens": length, "temperature": temperature}
     asked = [i for i, prompt in enumerate(prompts) if prompt not in dict(PROBES)]
     if len(asked) < 2:
         raise UserError(f"{len(asked)} prompts to ask; give a file of more with --prompts")
 
-    def logprobs_of(model: Any, name: str) -> list[float]:
-        """log p of each answer of the run `name`, in nats."""
-        pairs = tqdm(list(zip(prompt_ids, answers[name], strict=True)), delay=2, leave=False)
-        return [len(answer.ids) * mean_logprob(model, ids, answer, temperature) for ids, answer in pairs]
-
     paths = {name: str(run.ppo) for name, run in runs.items()} | {"sft": str(first.sft), "base": first.base}
+    told_of = {name: [name] for name in runs} | {"sft": [*runs], "base": []}  # whose answers each is to say log p of
     answers: dict[str, list[Response]] = {}
-    own: dict[str, list[float]] = {}
-    reference: dict[str, list[float]] = {}
+    logprobs: dict[tuple[str, str], list[float]] = {}  # in nats, of each answer
     for name, path in paths.items():
         model = load_policy(path, ModelArguments(dtype="float32", model_revision=first.revision), tokenizer)
         answers[name] = generate_answers(model, tokenizer, prompts, settings, seed=seed)
-        if name in runs:
-            own[name] = logprobs_of(model, name)
-        elif name == "sft":
-            reference = {run: logprobs_of(model, run) for run in runs}
+        for run in told_of[name]:
+            pairs = tqdm(list(zip(prompt_ids, answers[run], strict=True)), delay=2, leave=False)
+            logprobs[name, run] = [len(a.ids) * mean_logprob(model, ids, a, temperature) for ids, a in pairs]
         del model
     scorer = load_scorer(str(first.reward), "float32", tokenizer)
     models = ["base", "sft", *runs]
-    scores = {
-        name: score_ids(scorer, tokenizer, [[*ids, *a.ids] for ids, a in zip(prompt_ids, answers[name], strict=True)])
-        for name in models
-    }
-    rows: list[dict[str, Any]] = [
-        {"prompt": prompt, "reference": references.get(prompt)}
-        | {name: _shown(answers[name][i], scores[name][i]) for name in models}
-        for i, prompt in enumerate(prompts)
-    ]
+    rows: list[dict[str, Any]] = [{"prompt": prompt, "reference": references.get(prompt)} for prompt in prompts]
+    for name in models:
+        texts = [[*ids, *answer.ids] for ids, answer in zip(prompt_ids, answers[name], strict=True)]
+        for row, answer, score in zip(rows, answers[name], score_ids(scorer, tokenizer, texts), strict=True):
+            row[name] = {"text": answer.text, "ended": answer.ended, "tokens": len(answer.ids), "score": score}
     counted = [rows[i] for i in asked]
     if judge is not None and all(judge.knows(row["prompt"]) for row in counted):
         for row in counted:
             for name in models:
                 row[name]["judge"] = judge.score(row["prompt"], row[name]["text"], row[name]["ended"])
+    drift = {name: [logprobs[name, name][i] - logprobs["sft", name][i] for i in asked] for name in runs}
     versus = [("sft", "base"), *((name, "sft") for name in runs)]
     report: dict[str, Any] = {
         "runs": {name: str(run.ppo) for name, run in runs.items()},
@@ -189,7 +174,7 @@ def build_report(
         "prompts": len(asked),
         "metrics": {name: _metrics(counted, name, [answers[name][i].ids for i in asked]) for name in models},
         "wins": {f"{one} over {other}": _wins(counted, one, other) for one, other in versus},
-        "kl": {name: _interval([own[name][i] - reference[name][i] for i in asked]) for name in runs},
+        "kl": {name: _interval(gaps, "mean", "low", "high") for name, gaps in drift.items()},
         "answers": rows,
         "curves": {"sft": _history(first.sft), "reward": _history(first.reward)}
         | {name: _history(run.ppo) for name, run in runs.items()},
@@ -198,22 +183,14 @@ def build_report(
     return report
 
 
-def _interval(values: Sequence[float]) -> dict[str, float]:
-    return dict(zip(("mean", "low", "high"), mean_interval(values), strict=True))
-
-
-def _shown(answer: Response, score: float) -> dict[str, Any]:
-    return {"text": answer.text, "ended": answer.ended, "tokens": len(answer.ids), "score": score}
+def _interval(values: Sequence[float], *names: str) -> dict[str, float]:
+    return dict(zip(names, mean_interval(values), strict=True))
 
 
 def _metrics(rows: Sequence[dict[str, Any]], name: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Means over all answers of one model; the likeness to references over those that have one."""
     answers = [row[name] for row in rows]
-    score, low, high = mean_interval([answer["score"] for answer in answers])
-    found: dict[str, Any] = {
-        "score": score,
-        "score_low": low,
-        "score_high": high,
+    found = _interval([answer["score"] for answer in answers], "score", "score_low", "score_high") | {
         "tokens": fmean(answer["tokens"] for answer in answers),
         "distinct_1": distinct(ids, 1),
         "distinct_2": distinct(ids, 2),
@@ -226,8 +203,7 @@ def _metrics(rows: Sequence[dict[str, Any]], name: str, ids: Sequence[Sequence[i
         found |= {"chrf": chrf(texts, references), "bleu": bleu(texts, references)}
         found |= {"rouge_l": rouge_l(texts, references), "references": len(pairs)}
     if "judge" in answers[0]:
-        mean, low, high = mean_interval([answer["judge"] for answer in answers])
-        found |= {"judge": mean, "judge_low": low, "judge_high": high}
+        found |= _interval([answer["judge"] for answer in answers], "judge", "judge_low", "judge_high")
     return found
 
 
@@ -235,8 +211,95 @@ def _wins(rows: Sequence[dict[str, Any]], one: str, other: str) -> dict[str, flo
     """How often the reward model prefers the answer of `one`; a draw counts half. 95 % interval (Wilson)."""
     gaps = [row[one]["score"] - row[other]["score"] for row in rows]
     accuracy = accuracy_of([0.5 if gap == 0 else float(gap > 0) for gap in gaps], [row["prompt"] for row in rows])
-    return {"share": accuracy.accuracy, "low": accuracy.interval[0], "high": accuracy.interval[1], "n": len(rows)}
+    low, high = accuracy["interval"]
+    return {"share": accuracy["accuracy"], "low": low, "high": high, "n": len(rows)}
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["history"]
+
+
+# --- What to doubt --------------------------------------------------------------------------------
+
+
+class Rule(NamedTuple):
+    """`sign` and `advice` are format strings of what `worries` has seen, by the names that `holds` takes."""
+
+    holds: Callable[..., bool]
+    sign: str
+    advice: str
+
+
+RULES = (
+    Rule(
+        lambda win, kl, limit, **_: kl["high"] < 0.1 or (win["low"] <= 0.5 <= win["high"] and kl["mean"] <= limit),
+        "PPO can't be told from SFT: it wins {win[share]:.0%} [{win[low]:.0%}, {win[high]:.0%}] of {win[n]} prompts, "
+        "KL {kl[mean]:.2f} nats.",
+        "Train for longer, raise learning_rate, or lower kl_coef; look at objective/scores over the updates.",
+    ),
+    Rule(
+        lambda win, **_: win["high"] < 0.5,
+        "PPO's answers score worse than SFT's: it wins {win[share]:.0%}.",
+        "Lower learning_rate; look at KL.",
+    ),
+    Rule(
+        lambda kl, limit, **_: kl["mean"] > limit,
+        "The policy is {kl[mean]:.1f} nats a response from SFT (over {limit:g}).",
+        "It may have left the language: read the answers; raise kl_coef, or set kl_target.",
+    ),
+    Rule(
+        lambda sft, ppo, **_: "judge" in ppo and ppo["judge_high"] < sft["judge_low"] and ppo["score"] > sft["score"],
+        "The reward went up ({sft[score]:.2f} → {ppo[score]:.2f}) and the judge down ({sft[judge]:.2f} → "
+        "{ppo[judge]:.2f}).",
+        "Reward hacking: raise kl_coef, stop earlier, or train the reward model on more kinds of answers.",
+    ),
+    Rule(
+        lambda sft, ppo, **_: ppo["tokens"] > 1.5 * sft["tokens"],
+        "Answers grew from {sft[tokens]:.0f} to {ppo[tokens]:.0f} tokens.",
+        "The reward model may pay for length: `kochat reward eval` compares it with 'the longer answer wins'.",
+    ),
+    Rule(
+        lambda sft, ppo, **_: ppo["distinct_2"] < 0.7 * sft["distinct_2"],
+        "PPO repeats itself: distinct-2 fell from {sft[distinct_2]:.2f} to {ppo[distinct_2]:.2f}.",
+        "One answer for everything is what a narrow reward model asks for: read the answers side by side.",
+    ),
+    Rule(
+        lambda sft, ppo, **_: ppo["ended"] < 0.8 * sft["ended"],
+        "Answers that end fell from {sft[ended]:.0%} to {ppo[ended]:.0%}.",
+        "Set missing_eos_penalty, or raise response_length.",
+    ),
+    Rule(
+        lambda sft, ppo, **_: ppo["hangul"] < 0.9 * sft["hangul"],
+        "The share of Hangul fell to {ppo[hangul]:.0%}.",
+        "Read the answers; raise kl_coef.",
+    ),
+    Rule(
+        lambda baselines, **_: baselines is None,
+        "Nobody has looked at how far the reward model can be trusted.",
+        "kochat reward eval {reward} FILE, with rankings that it was not trained on.",
+    ),
+)
+
+
+def worries(report: dict[str, Any], name: str, settings: dict[str, Any]) -> list[dict[str, str]]:
+    """What to doubt of the run `name`, which was made with `settings`.
+
+    Each has the `run`, the `sign` that was seen, and `advice`.
+    """
+    evaluation = Path(settings["reward_model_path"]) / "evaluation" / "evaluation.json"
+    baselines = json.loads(evaluation.read_text(encoding="utf-8"))["baselines"] if evaluation.is_file() else None
+    seen = {
+        "sft": report["metrics"]["sft"],
+        "ppo": report["metrics"][name],
+        "win": report["wins"][f"{name} over sft"],
+        "kl": report["kl"][name],
+        "limit": 2 * settings["kl_target"] if settings.get("kl_target") else 20.0,
+        "reward": settings["reward_model_path"],
+        "baselines": baselines,
+    }
+    found = [(rule.sign.format(**seen), rule.advice.format(**seen)) for rule in RULES if rule.holds(**seen)]
+    for rule, against in (baselines or {}).items():
+        if not against["beaten"]:
+            sign = f"The reward model is no better than the rule '{rule}'."
+            found.append((sign, "PPO will learn the rule: docs/reward.md."))
+    return [{"run": name, "sign": sign, "advice": advice} for sign, advice in found]

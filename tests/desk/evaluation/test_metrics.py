@@ -3,14 +3,10 @@
 import io
 import math
 import random
-from dataclasses import asdict
 from statistics import fmean, stdev
 
 from kochat_trl.desk.evaluation.metrics import (
     BASELINES,
-    Agreement,
-    Bin,
-    Calibration,
     ScoredAnswer,
     ScoredPair,
     accuracy_of,
@@ -69,12 +65,12 @@ def test_the_interval_is_as_wide_as_a_bootstrap_over_prompts():
     rng = random.Random(0)
     rankings = [(str(i), [answer(rng.gauss(-rank, 1), rank) for rank in range(3)]) for i in range(300)]
     pairs = scored_pairs(rankings)
-    won, prompts = wins(pairs, lambda a: a.score), [p.prompt for p in pairs]
+    won, prompts = wins(pairs), [p.prompt for p in pairs]
     of_prompt = [sum(won[i : i + 3]) / 3 for i in range(0, len(won), 3)]
     spread = stdev(fmean(rng.choices(of_prompt, k=300)) for _ in range(1000))
     found = accuracy_of(won, prompts)
-    (low, high), (low_2, high_2) = found.interval, found.if_independent
-    assert (found.pairs, found.prompts, found.accuracy) == (900, 300, fmean(won))
+    (low, high), (low_2, high_2) = found["interval"], found["if_independent"]
+    assert (found["pairs"], found["prompts"], found["accuracy"]) == (900, 300, fmean(won))
     assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.08)
     assert high_2 - low_2 < 0.97 * (high - low)
     assert (low_2, high_2) == wilson_interval(sum(won), 900)
@@ -83,7 +79,7 @@ def test_the_interval_is_as_wide_as_a_bootstrap_over_prompts():
 def test_a_baseline_is_beaten_by_a_sign_test_over_prompts():
     def verdict(model, baseline, prompts=None):
         found = against_baseline(model, baseline, prompts or list(map(str, range(len(model)))))
-        return found.ahead, found.behind, found.p, found.beaten
+        return tuple(found[key] for key in ("ahead", "behind", "p", "beaten"))
 
     assert verdict([1] * 6, [0] * 6) == (6, 0, 2 / 64, True)
     assert verdict([1] * 6, [0.5] * 6) == (6, 0, 2 / 64, True)  # against draws
@@ -97,7 +93,7 @@ def test_a_baseline_is_beaten_by_a_sign_test_over_prompts():
     assert verdict([1] * 8 + [0] * 9, [0] * 8 + [1] * 9, [*"abcdefgh", *"i" * 9]) == (8, 1, 20 / 512, False)
     assert verdict([0] * 8 + [1] * 9, [1] * 8 + [0] * 9, [*"abcdefgh", *"i" * 9]) == (1, 8, 20 / 512, False)
     found = against_baseline([1, 0, 1, 1], [1, 0, 0.5, 1], list("abcd"))
-    assert found.accuracy == accuracy_of([1, 0, 0.5, 1], list("abcd"))
+    assert found["accuracy"] == accuracy_of([1, 0, 0.5, 1], list("abcd"))
 
 
 def test_wins_and_baselines():
@@ -106,13 +102,13 @@ def test_wins_and_baselines():
         pair(answer(1.0, tokens=4, text="가 12!"), answer(1.5, tokens=4, text="no")),
         pair(answer(1.0, tokens=9, text="다."), answer(1.0, tokens=2, text="다라 마")),
     ]
-    assert wins(pairs, lambda a: a.score) == [1, 0, 0.5]
+    assert wins(pairs) == [1, 0, 0.5]
     assert {name: wins(pairs, worth) for name, worth in BASELINES.items()} == {
         "longer answer wins": [0, 0.5, 1],
         "shorter answer wins": [1, 0.5, 0],
         "more Hangul wins": [0, 1, 0.5],
     }
-    shares = [answer(text=text).hangul for text in ("가나 ok", "가 12!", "no", "…12", "ㅋㅋ")]
+    shares = [BASELINES["more Hangul wins"](answer(text=text)) for text in ("가나 ok", "가 12!", "no", "…12", "ㅋㅋ")]
     assert shares == [0.5, 1, 0, 0, 1]
 
 
@@ -138,18 +134,21 @@ def test_expected_calibration_error():
 
     # Bins: 0.72 right and 0.74 wrong; 0.93 right; 0.97 right; a draw at 0.5. ECE = (2·|½ − 0.73| + 0.07 + 0.03 + 0)/5.
     found = expected_calibration_error([margin(0.72), -margin(0.74), margin(0.93), margin(0.97), 0.0])
-    assert found.error == pytest.approx((2 * 0.23 + 0.07 + 0.03) / 5)
-    assert [(b.pairs, b.accuracy) for b in found.bins] == [(1, 0.5), (2, 0.5), (1, 1), (1, 1)]
-    assert [value for b in found.bins for value in (b.low, b.confidence, b.high)] == pytest.approx(
+    assert found["error"] == pytest.approx((2 * 0.23 + 0.07 + 0.03) / 5)
+    assert [(b["pairs"], b["accuracy"]) for b in found["bins"]] == [(1, 0.5), (2, 0.5), (1, 1), (1, 1)]
+    assert [b[key] for b in found["bins"] for key in ("low", "confidence", "high")] == pytest.approx(
         [0.5, 0.5, 0.55, 0.7, 0.73, 0.75, 0.9, 0.93, 0.95, 0.95, 0.97, 1]
     )
-    assert expected_calibration_error([1000.0, 2000.0]) == Calibration(0, [Bin(0.95, 1, 2, 1, 1)])
-    assert expected_calibration_error([-1000.0]).error == 1
+    assert expected_calibration_error([1000.0, 2000.0]) == {
+        "error": 0,
+        "bins": [{"low": 0.95, "high": 1, "pairs": 2, "confidence": 1, "accuracy": 1}],
+    }
+    assert expected_calibration_error([-1000.0])["error"] == 1
     rng = random.Random(0)
     margins = [rng.uniform(0, 4) for _ in range(20_000)]
     calibrated = [m if rng.random() < 1 / (1 + math.exp(-m)) else -m for m in margins]
-    assert expected_calibration_error(calibrated).error < 0.015
-    assert expected_calibration_error([3 * m for m in calibrated]).error > 0.08  # too sure
+    assert expected_calibration_error(calibrated)["error"] < 0.015
+    assert expected_calibration_error([3 * m for m in calibrated])["error"] > 0.08  # too sure
 
 
 def test_agreement():
@@ -158,9 +157,9 @@ def test_agreement():
 
     # Of three pairs the first is turned round: 2 > 1, 2 > 0 and 1 > 0 become 2 < 2.5, 2 > 0.25 and 2.5 > 0.25.
     found = agreement(scored(2.0, 1.0, 0.0), scored(2.0, 2.5, 0.25))
-    assert (found.same_order, found.mean_difference, found.max_difference) == (2 / 3, (1.5 + 0.25) / 3, 1.5)
-    assert agreement(scored(1.0, 0.0), scored(1.0, 1.0)).same_order == 0  # a draw is an order of its own
-    assert agreement(scored(0.0, 1.0), scored(1.0, 1.0)).same_order == 0
+    assert found == {"same_order": 2 / 3, "mean_difference": (1.5 + 0.25) / 3, "max_difference": 1.5}
+    assert agreement(scored(1.0, 0.0), scored(1.0, 1.0))["same_order"] == 0  # a draw is an order of its own
+    assert agreement(scored(0.0, 1.0), scored(1.0, 1.0))["same_order"] == 0
 
 
 def test_evaluate():
@@ -170,27 +169,27 @@ def test_evaluate():
         ("나", [answer(1.0, 0, 9, "a"), answer(0.0, 1, 8, "b")]),  # scored already, and a pair of that prompt
     ]
     found = evaluate(rankings)
-    assert found.answers == 6
-    assert (found.accuracy.pairs, found.accuracy.prompts, found.accuracy.accuracy) == (6, 2, 4 / 6)
-    assert {kind: (part.pairs, part.accuracy) for kind, part in found.by_kind.items()} == {
+    assert found["answers"] == 6
+    assert [found["accuracy"][key] for key in ("pairs", "prompts", "accuracy")] == [6, 2, 4 / 6]
+    assert {kind: (part["pairs"], part["accuracy"]) for kind, part in found["by_kind"].items()} == {
         "pair": (3, 2 / 3),
         "best–middle": (1, 0),
         "middle–worst": (1, 1),
         "best–worst": (1, 1),
     }
-    assert list(found.by_kind)[1:] == ["best–middle", "middle–worst", "best–worst"]
-    assert [(gap, part.pairs, part.accuracy) for gap, part in found.by_length_gap.items()] == [
+    assert list(found["by_kind"])[1:] == ["best–middle", "middle–worst", "best–worst"]
+    assert [(gap, part["pairs"], part["accuracy"]) for gap, part in found["by_length_gap"].items()] == [
         ("shorter by 33 or more", 1, 0),
         ("same length", 1, 1),
         ("longer by 1–8", 3, 2 / 3),
         ("longer by 33 or more", 1, 1),
     ]
-    assert found.baselines["longer answer wins"].accuracy.accuracy == 4.5 / 6
-    assert found.calibration == expected_calibration_error([-1.0, 2.0, 3.0, 1.0, -1.0, 1.0])
-    assert asdict(found.scores_by_rank[0]) == pytest.approx(
+    assert found["baselines"]["longer answer wins"]["accuracy"]["accuracy"] == 4.5 / 6
+    assert found["calibration"] == expected_calibration_error([-1.0, 2.0, 3.0, 1.0, -1.0, 1.0])
+    assert found["scores_by_rank"][0] == pytest.approx(
         {"answers": 3, "mean": 5 / 3, "std": math.sqrt(8 / 9), "min": 1, "max": 3}
     )
-    assert [scores.answers for scores in found.scores_by_rank.values()] == [3, 4, 1]
+    assert [scores["answers"] for scores in found["scores_by_rank"].values()] == [3, 4, 1]
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -201,7 +200,8 @@ def test_nothing_is_cut_off_on_a_terminal(width):
         for i in range(2000)
     ]
     console = Console(width=width, file=io.StringIO(), record=True)
-    print_evaluation(evaluate(rankings), {"int8": Agreement(1, 0.0123, 12.3456)}, console)
+    int8 = {"int8": {"same_order": 1, "mean_difference": 0.0123, "max_difference": 12.3456}}
+    print_evaluation(evaluate(rankings), int8, console)
     lines = console.export_text().splitlines()
     assert all(len(line.rstrip()) <= width for line in lines)
     table = [line.split("  ") for line in lines]

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from kochat_trl.data.records import Ranking, Source
 from kochat_trl.desk.evaluation import scoring, view
-from kochat_trl.desk.evaluation.scoring import read_rankings, score_rankings, texts_of_rankings
+from kochat_trl.desk.evaluation.metrics import ScoredAnswer
+from kochat_trl.desk.evaluation.scoring import Reading, read_rankings, score_rankings
 from kochat_trl.desk.statistics import wilson_interval
 from kochat_trl.errors import UserError
 from kochat_trl.files import new_file
@@ -18,7 +18,7 @@ from kochat_trl.models.loading import load_reward_model
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.score import load_scorer, score_dialogues, score_ids
 from kochat_trl.rows.encode import conversation, encode_dialogue, encode_prompt
-from kochat_trl.rows.rows import DataReport, build_dataset
+from kochat_trl.rows.rows import build_dataset
 from kochat_trl.runs.merge import merge_adapter
 from kochat_trl.settings.keys import DataArguments, ModelArguments
 from tests.tiny import PAIRS
@@ -30,7 +30,8 @@ from transformers import BloomConfig
 DIALOGUES = [conversation(prompt, answer) for prompt, _, _ in PAIRS[::2] for _, *answers in PAIRS for answer in answers]
 
 
-# --- Scores -------------------------------------------------------------------------------------
+def answer(score=0.0, rank=0, tokens=1, text="가"):
+    return ScoredAnswer(text, rank, tokens, score)
 
 
 @pytest.mark.parametrize("loading", ["float32", "int8"])
@@ -103,7 +104,7 @@ def test_what_can_not_be_scored_is_refused(tiny_reward):
         score_ids(model, tokenizer, [[5], [6]])
 
 
-def test_an_answer_is_scored_once_and_an_unranked_one_not_at_all(tiny_reward, monkeypatch):
+def test_an_answer_is_scored_once_and_an_unranked_one_not_at_all(tiny_reward, write, monkeypatch):
     seen = []
 
     def length(model, tokenizer, ids, batch_size):
@@ -111,9 +112,10 @@ def test_an_answer_is_scored_once_and_an_unranked_one_not_at_all(tiny_reward, mo
         return [float(len(row)) for row in ids]
 
     monkeypatch.setattr(scoring, "score_ids", length)
-    rankings = [Ranking("가", ("나", "다", "라"), ((2,), (0,))), Ranking("가", ("다 라", "라"), ((0,), (1,)))]
-    records = [(Source("a.jsonl", i, None), ranking) for i, ranking in enumerate(rankings)]
-    scored = score_rankings(tiny_reward, texts_of_rankings(tiny_reward, records, DataReport()))
+    records = [{"prompt": "가", "completion_0": "나", "completion_1": "다", "completion_2": "라", "ranking": [2, 0]}]
+    records += [{"prompt": "가", "chosen": "다 라", "rejected": "라"}]
+    rankings, _ = read_rankings(tiny_reward, [write("a.json", json.dumps(records))])
+    scored = score_rankings(tiny_reward, rankings)
     assert len(seen) == 3
     assert [(prompt, [(a.text, a.rank) for a in answers]) for prompt, answers in scored] == [
         ("가", [("라", 0), ("나", 1)]),
@@ -123,9 +125,6 @@ def test_an_answer_is_scored_once_and_an_unranked_one_not_at_all(tiny_reward, mo
     for text, a in (("나", scored[0][1][1]), ("다 라", scored[1][1][0])):
         ids, labels = encode_dialogue(tokenizer, conversation("가", text))
         assert (a.score, a.tokens) == (len(ids), sum(label != -100 for label in labels))
-
-
-# --- Commands -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -275,14 +274,12 @@ def test_eval_refuses_cuts_or_leaves_out_what_is_too_long(kochat, long, tiny_rew
 
 def test_a_cut_is_the_one_of_training(long, tiny_reward, tiny_tokenizer):
     for overlong in ("truncate", "drop"):
-        records, report = read_rankings([long])
-        texts = texts_of_rankings(tiny_reward, records, report, overlong)
+        texts, report = read_rankings(tiny_reward, [long], Reading(overlong=overlong))
         rows, trained = build_dataset([long], "reward", tiny_tokenizer, 128, DataArguments(overlong=overlong))
         assert [[text.ids for text in group] for group in texts] == rows["completion_ids"]
         assert [[text.row["rank"] for text in group] for group in texts] == rows["ranks"]
         assert str(report) == str(trained)
-    cut = read_rankings([long])
-    (_, texts) = texts_of_rankings(tiny_reward, *cut, "truncate")
+    (_, texts), _ = read_rankings(tiny_reward, [long], Reading(overlong="truncate"))
     assert [len(text.ids) for text in texts if text.row["completion"].startswith("다")] == [128]
     assert [text.tokens for text in texts][1] == 128 - len(encode_prompt(tiny_tokenizer, "가"))
 

@@ -2,8 +2,7 @@
 
 import json
 
-from kochat_trl.desk.workflow.memory import Footprint, plan_memory
-from kochat_trl.desk.workflow.memory_view import GB, GPU_EXTRA, most_rows
+from kochat_trl.desk.workflow.memory import GB, GPU_EXTRA, Footprint, most_rows, plan_memory
 from kochat_trl.desk.workflow.tracing import LiveBytes
 from kochat_trl.errors import UserError
 

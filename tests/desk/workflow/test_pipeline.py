@@ -9,8 +9,15 @@ from pathlib import Path
 from statistics import stdev
 
 from kochat_trl.desk.statistics import half_interval
-from kochat_trl.desk.workflow.comparison import as_markdown, compare_runs, print_runs
-from kochat_trl.desk.workflow.pipeline import Step, make_plan, make_plans, run_plan
+from kochat_trl.desk.workflow.pipeline import (
+    Step,
+    as_markdown,
+    compare_runs,
+    make_plan,
+    make_plans,
+    print_runs,
+    run_plan,
+)
 from kochat_trl.errors import UserError
 from tests.tiny import ROOT
 

@@ -13,8 +13,7 @@ from kochat_trl.desk.sample.sample import Judge, make_questions, write_sample_da
 from kochat_trl.desk.statistics import mean_interval, wilson_interval
 from kochat_trl.desk.workflow import page
 from kochat_trl.desk.workflow.page import render_page, write_report
-from kochat_trl.desk.workflow.report import Run, build_report, named_runs, read_questions
-from kochat_trl.desk.workflow.worries import worries
+from kochat_trl.desk.workflow.report import Run, build_report, named_runs, read_questions, worries
 from kochat_trl.errors import UserError
 from kochat_trl.files import new_file
 from kochat_trl.models.loading import add_lora, load_causal_lm, load_policy

@@ -21,7 +21,7 @@ from typing import Any
 from kochat_trl.data.probes import PROBES
 from kochat_trl.desk.statistics import half_interval
 from kochat_trl.errors import UserError
-from kochat_trl.files import set_aside
+from kochat_trl.files import last_checkpoint, set_aside
 from kochat_trl.settings.parse import changed_setting, folder_of, read_config, resolve_arguments
 
 import torch
@@ -158,7 +158,7 @@ def make_plan(
         why, options = "new", list[str]()
         if output.is_dir() and any(output.iterdir()):
             why, options = "again; what is there is renamed", ["--overwrite_output_dir", "true"]
-            if not (done or again) and (checkpoint := _last_checkpoint(output)):
+            if not (done or again) and (checkpoint := last_checkpoint(output)):
                 why, options = f"goes on from {checkpoint.name}", ["--resume_from_checkpoint", str(checkpoint)]
         steps.append(Step(stage, output, commands[stage] + (options if stage in RECIPES else []), why))
     return Plan(config.stem, seed, outputs, steps)
@@ -220,12 +220,6 @@ def _launch(launcher: str | None) -> list[str]:
 
 def _of_project(path: str) -> str:
     return os.path.relpath(ROOT / path)
-
-
-def _last_checkpoint(output: Path) -> Path | None:
-    """The last whole checkpoint: the trainers write the file of their state last."""
-    whole = [path.parent for path in output.glob("checkpoint-*/trainer_state.json") if path.parent.name[11:].isdigit()]
-    return max(whole, key=lambda path: int(path.name[11:]), default=None)
 
 
 def _check_settings(stage: str, output: Path, now: dict[str, Any], given: set[str]) -> None:
@@ -290,20 +284,24 @@ def _run(command: list[str], console: Console) -> tuple[int, bool]:
                 console.print("Waiting for it to end: PPO finishes its update and saves. Ctrl-C again kills it.")
         if process is not None and signals:
             with suppress(ProcessLookupError, PermissionError):  # all have ended
-                os.killpg(process.pid, signals[0] if len(signals) == 1 else signal.SIGKILL)
+                _to_all(process.pid, signals[0] if len(signals) == 1 else getattr(signal, "SIGKILL", signal.SIGTERM))
 
-    caught = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    caught = [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, pass_on) for number in caught}
     try:
         process = subprocess.Popen(command, start_new_session=True)
         pass_on()  # what came before there was a process
         code = process.wait()
-        while signals and _is_running(process.pid):
+        while signals and hasattr(os, "killpg") and _is_running(process.pid):
             time.sleep(0.1)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     return code, bool(signals)
+
+
+_to_all = getattr(os, "killpg", os.kill)  # Windows has no process groups of this kind
 
 
 def _is_running(group: int) -> bool:

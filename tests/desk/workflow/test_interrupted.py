@@ -36,7 +36,16 @@ time.sleep(60)
 
 
 @pytest.fixture
-def start(tmp_path):
+def heard():
+    """Signals raise KeyboardInterrupt, so that a failure ends no test run; a shell's background job ignores Ctrl-C."""
+    before = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def start(tmp_path, heard):
     """Run a plan whose recipe takes so many seconds to end, 0 for never, and send this process signals meanwhile."""
     (tmp_path / "launcher.py").write_text(LAUNCHER)
     (tmp_path / "recipe.py").write_text(RECIPE)
@@ -71,18 +80,14 @@ def is_running(folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_the_launcher_left_behind_is_waited_for(number, start, tmp_path, capfd, monkeypatch):
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a failure ends no test run
-    try:
-        with pytest.raises(UserError, match="ppo was stopped"):
-            start(2, number)
-        assert (tmp_path / "saved").exists()
-        assert not is_running(tmp_path)
-        assert (tmp_path / "signals").read_text() == f"{number:d}\n"  # once: a recipe obeys a second one at once
-        assert "PPO finishes its update and saves" in capfd.readouterr().out
-        assert signal.getsignal(signal.SIGTERM) == signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def test_what_the_launcher_left_behind_is_waited_for(number, start, tmp_path, capfd):
+    with pytest.raises(UserError, match="ppo was stopped"):
+        start(2, number)
+    assert (tmp_path / "saved").exists()
+    assert not is_running(tmp_path)
+    assert (tmp_path / "signals").read_text() == f"{number:d}\n"  # once: a recipe obeys a second one at once
+    assert "PPO finishes its update and saves" in capfd.readouterr().out
+    assert signal.getsignal(number) == signal.default_int_handler
 
 
 def test_a_second_signal_kills_the_group(start, tmp_path):
@@ -90,3 +95,11 @@ def test_a_second_signal_kills_the_group(start, tmp_path):
         start(0, signal.SIGINT, signal.SIGINT)
     assert not (tmp_path / "saved").exists()
     assert not is_running(tmp_path)
+
+
+def test_a_signal_that_was_ignored_stays_so(start, tmp_path):
+    """As under nohup, or in the background of a shell: what was started so is not stopped by Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with pytest.raises(UserError, match="ppo was stopped"):
+        start(2, signal.SIGINT, signal.SIGTERM)
+    assert (tmp_path / "signals").read_text() == f"{signal.SIGTERM:d}\n"

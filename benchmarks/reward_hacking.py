@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from kochat_trl.data.records import conversation
 from kochat_trl.desk.sample.sample import Judge, make_questions
 from kochat_trl.errors import run
 from kochat_trl.models.tokenizer import load_tokenizer
@@ -48,14 +49,14 @@ class Watch(TrainerCallback):
 
     def judge_policy(self) -> float:
         trainer, tokenizer = self.trainer, self.trainer.processing_class
-        ids = encode_prompts(tokenizer, self.prompts)
+        ids = encode_prompts(tokenizer, [conversation(prompt) for prompt in self.prompts])
         responses = sample_responses(
-            trainer.roles.policy, ids, range(len(ids)), trainer.args.response_length, 1.0, trainer.stop_token_id, 64
+            trainer.roles.policy, ids, range(len(ids)), trainer.args.response_length, 1.0, trainer.stop_ids, 64
         )
         points = []
         for prompt, response in zip(self.prompts, responses, strict=True):
             answer = tokenizer.decode(response, skip_special_tokens=True).strip()
-            points.append(self.judge.score(prompt, answer, response[-1] == trainer.stop_token_id))
+            points.append(self.judge.score(prompt, answer, response[-1] in trainer.stop_ids))
         return sum(points) / len(points)
 
 

@@ -7,9 +7,9 @@ Needs the outputs of stages 1 (`sft_model_path`) and 2 (`reward_model_path`). Wh
 `kochat_trl/ppo/objective.py`; how, in `kochat_trl/ppo/trainer.py`.
 """
 
-from kochat_trl.errors import UserError, run
+from kochat_trl.errors import run
 from kochat_trl.models.loading import require_stage_output
-from kochat_trl.models.tokenizer import load_tokenizer
+from kochat_trl.models.tokenizer import check_same_texts, load_tokenizer
 from kochat_trl.ppo import PPOTrainer, stock
 from kochat_trl.ppo.roles import load_roles
 from kochat_trl.rows.rows import build_datasets
@@ -23,18 +23,17 @@ def main() -> None:
     require_stage_output(sft_path)
     require_stage_output(reward_path)
 
-    # 1. Prompts → tokens, through the template of SFT, up to where the answer starts.
-    tokenizer = load_tokenizer(sft_path, args.model.model_revision)
-    train_dataset, eval_dataset, data_report = build_datasets("ppo", args, tokenizer)
-    if load_tokenizer(reward_path).get_vocab() != tokenizer.get_vocab():
-        raise UserError(f"{reward_path} reads other tokens than {sft_path}: train both from the same base")
-    if training.engine == "trl":
-        stock.refuse_unsupported(training, tokenizer, train_dataset)
-
-    # 2. Policy, reference, reward and value: four adapters on one backbone. The policy starts as the SFT adapter, and
+    # 1. Policy, reference, reward and value: four adapters on one backbone. The policy starts as the SFT adapter, and
     #    the reference stays it; the value starts as the reward model, which stays as it is too.
     ours = training.engine == "kochat"
+    tokenizer = load_tokenizer(sft_path, args.model.model_revision)
+    check_same_texts(tokenizer, sft_path, load_tokenizer(reward_path), reward_path)
     roles = load_roles(sft_path, reward_path, args.model, tokenizer, training.value_model, share=ours)
+
+    # 2. Prompts → tokens, through the template of SFT, up to where the answer starts.
+    train_dataset, eval_dataset, data_report = build_datasets("ppo", args, tokenizer)
+    if not ours:
+        stock.refuse_unsupported(training, tokenizer, train_dataset)
 
     # 3. Train.
     if ours:

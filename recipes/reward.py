@@ -18,15 +18,15 @@ from kochat_trl.runs.outputs import finish_run, start_run, train
 def main() -> None:
     args = start_run("reward")
 
-    # 1. Rankings → tokens, through the same template as SFT.
+    # 1. The base, or SFT's, without its LM head, under a score head; LoRA on the blocks, the head trained whole.
     tokenizer = load_tokenizer(args.model.model_name_or_path, args.model.model_revision)
-    train_dataset, eval_dataset, data_report = build_datasets("reward", args, tokenizer)
-
-    # 2. The base without its LM head, under a score head; LoRA on the blocks, the head trained whole.
     model = new_reward_model(args.model.model_name_or_path, args.model, tokenizer)
     model = add_lora(model, args.model)
 
-    # 3. Train. −log σ(r_chosen − r_rejected) unless `loss` says otherwise, with r read at the last token, `</s>`.
+    # 2. Rankings → tokens, through the same template as SFT.
+    train_dataset, eval_dataset, data_report = build_datasets("reward", args, tokenizer)
+
+    # 3. Train. −log σ(r_chosen − r_rejected) unless `loss` says otherwise, with r read at an answer's end.
     trainer = RankingTrainer(
         args.recipe,
         model=model,

@@ -18,13 +18,13 @@ from trl import SFTTrainer
 def main() -> None:
     args = start_run("sft")
 
-    # 1. Text → tokens. Labels are the assistant's turns; everything else is −100.
+    # 1. The base, quantized if asked for, under a new LoRA adapter, or one to go on with.
     tokenizer = load_tokenizer(args.model.model_name_or_path, args.model.model_revision)
-    train_dataset, eval_dataset, data_report = build_datasets("sft", args, tokenizer)
-
-    # 2. The base, quantized if asked for, under a new LoRA adapter.
     model = load_causal_lm(args.model.model_name_or_path, args.model, tokenizer)
     model = add_lora(model, args.model)
+
+    # 2. Text → tokens. Labels are the assistant's turns, with the token that ends each; everything else is −100.
+    train_dataset, eval_dataset, data_report = build_datasets("sft", args, tokenizer)
 
     # 3. Train. Cross-entropy on the labels.
     data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}

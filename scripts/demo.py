@@ -39,6 +39,7 @@ def run_stages(seed: int) -> dict[str, float]:
 
 def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, list[str]], list[str]]:
     """Mean judge score, with its interval, of base, SFT and PPO on every held-out prompt; four answers of each."""
+    from kochat_trl.data.records import Prompt
     from kochat_trl.desk.answers.generate import decoding, generate_answers
     from kochat_trl.desk.sample.sample import Judge, make_questions
     from kochat_trl.desk.statistics import mean_interval
@@ -48,13 +49,14 @@ def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, list[str]], list[
 
     train, held_out = make_questions(seed)
     judge, prompts = Judge([*train, *held_out]), [question.prompt for question in held_out]
+    asked, settings = [Prompt(prompt) for prompt in prompts], decoding("sample", ["max_new_tokens=24"])
     shown = [i * len(prompts) // 4 for i in range(4)]
     scores, samples = {}, {}
     for name, folder in {"base": "base", "sft": "sft", "ppo": "merged"}.items():
         path = str(OUTPUT / folder)
         tokenizer = load_tokenizer(path)
         model = load_policy(path, ModelArguments(dtype="float32"), tokenizer)
-        answers = generate_answers(model, tokenizer, prompts, decoding("sample", ["max_new_tokens=24"]), seed=seed)
+        answers = generate_answers(model, tokenizer, asked, settings, seed=seed)
         points = [judge.score(p, a.text, a.ended) for p, a in zip(prompts, answers, strict=True)]
         mean, low, high = mean_interval(points)
         scores[name] = {"mean": mean, "low": low, "high": high, "n": len(points)}

@@ -1,6 +1,7 @@
-"""Write the tables of docs/hardware.md and docs/experiments.md.
+"""Write the tables of docs/hardware.md, docs/bases.md and docs/experiments.md.
 
     python scripts/tables.py hardware                     # from shapes alone, and benchmarks/memory.py; half an hour
+    python scripts/tables.py bases                        # benchmarks/architectures.py; two minutes
     make demo && python scripts/tables.py experiments     # runs every experiment over three seeds, if not done; an hour
 
 A table stands between `<!-- NAME -->` and `<!-- end -->` in its document, and is written there.
@@ -41,10 +42,12 @@ PRECISIONS = {
 
 def shapes() -> dict[str, PretrainedConfig]:
     """Base models, and what their config.json says of shapes."""
-    from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
+    from transformers import Gemma3TextConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
     neox = {"vocab_size": 30080, "max_position_embeddings": 2048, "num_attention_heads": 16, "rotary_pct": 0.5}
     qwen = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
+    qwen3 = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16}
+    gemma = {"hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "num_attention_heads": 4}
     llama = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 32}
     trinity = {"n_embd": 1920, "n_layer": 24, "n_head": 16, "n_positions": 1024, "vocab_size": 51200}
     return {
@@ -52,6 +55,10 @@ def shapes() -> dict[str, PretrainedConfig]:
         "Qwen/Qwen2.5-0.5B-Instruct": Qwen2Config(
             **qwen, num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True
         ),
+        "Qwen/Qwen3-0.6B": Qwen3Config(
+            **qwen3, num_key_value_heads=8, head_dim=128, vocab_size=151936, tie_word_embeddings=True
+        ),
+        "google/gemma-3-1b-it": Gemma3TextConfig(**gemma, num_key_value_heads=1, head_dim=256, vocab_size=262144),
         "skt/ko-gpt-trinity-1.2B-v0.5": GPT2Config(**trinity),
         "42dot/42dot_LLM-PLM-1.3B": LlamaConfig(**llama, vocab_size=50304),
         "EleutherAI/polyglot-ko-1.3b": GPTNeoXConfig(
@@ -87,6 +94,14 @@ def hardware() -> Iterator[tuple[str, str]]:
     yield "measured", done.stdout.strip()
 
 
+def bases() -> Iterator[tuple[str, str]]:
+    """The architectures that run."""
+    done = subprocess.run(
+        [sys.executable, "benchmarks/architectures.py"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    yield "architectures", done.stdout.strip()
+
+
 def experiments() -> Iterator[tuple[str, str]]:
     """The comparison of the set with each group of experiments, which are run first."""
     from kochat_trl.desk.workflow.pipeline import as_markdown, compare_runs, make_plans, run_plan
@@ -109,7 +124,7 @@ def fill(path: Path, name: str, table: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    tables = {"hardware": hardware, "experiments": experiments}
+    tables = {"hardware": hardware, "bases": bases, "experiments": experiments}
     parser.add_argument("document", choices=tables)
     document = parser.parse_args().document
     for name, table in tables[document]():

@@ -2,10 +2,12 @@
 
 import argparse
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from kochat_trl.cli import options as opt
 from kochat_trl.cli.options import command, console, flag
+from kochat_trl.data.records import Prompt
 from kochat_trl.desk.curation.build import read_prompts
 from kochat_trl.desk.writers import write_records
 from kochat_trl.errors import UserError
@@ -34,8 +36,10 @@ SAMPLING = (flag("--set", FIELDS, "FIELD=VALUE", nargs="+", default=[]), opt.SEE
     flag("--reward-model", "with --compare: its score of each answer", "MODEL"),
     flag("--output", "write the answers there, a new file", "OUT.jsonl"),
     flag("--limit", "only the first N records of --file", "N", type=int),
+    flag("--system", "a system message for all prompts, in place of those of --file", "TEXT"),
     *SAMPLING,
     *opt.BATCHES,
+    opt.TRUST,
 )
 def generate_file(args: argparse.Namespace) -> None:
     """Answer prompts: with one decoding strategy, or with several side by side.
@@ -54,10 +58,12 @@ def generate_file(args: argparse.Namespace) -> None:
         raise UserError("--limit is for --file")
     names = [name.strip() for name in args.compare.split(",")] if args.compare else [args.decoding]
     strategies = {name: gen.decoding(name, args.set) for name in names}
-    prompts = args.prompt
+    prompts = [Prompt(text) for text in args.prompt or []]
     if args.file:
         prompts, invalid = read_prompts(args.file, args.invalid_records == "skip", args.limit)
         opt.list_records(invalid)
+    if args.system is not None:
+        prompts = [replace(prompt, system=args.system) for prompt in prompts]
     model, tokenizer = _policy(args)
     if args.compare:
         scorer = None
@@ -69,7 +75,10 @@ def generate_file(args: argparse.Namespace) -> None:
         gen.print_decodings(rows, console())
     else:
         answers = gen.generate_answers(model, tokenizer, prompts, strategies[names[0]], args.batch_size, args.seed)
-        rows = [{"prompt": p, "completion": a.text, "ended": a.ended} for p, a in zip(prompts, answers, strict=True)]
+        rows = [
+            prompt.fields | {"completion": answer.text, "ended": answer.ended}
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
         if not args.output:
             for row in rows:
                 print(row["completion"] if len(rows) == 1 else f"{row['prompt']}\n  → {row['completion']}")
@@ -83,8 +92,10 @@ def generate_file(args: argparse.Namespace) -> None:
     "kochat chat outputs/kogpt2/ppo --decoding top_p --set max_new_tokens=96",
     MODEL,
     flag("--decoding", f"{PRESETS}; default: top_p", "PRESET", default="top_p"),
+    flag("--system", "a system message, which stands before the conversation", "TEXT"),
     *SAMPLING,
     opt.LOADING,
+    opt.TRUST,
 )
 def chat_with(args: argparse.Namespace) -> None:
     """Talk with a model: it remembers the conversation, and answers word by word.
@@ -98,7 +109,7 @@ def chat_with(args: argparse.Namespace) -> None:
     settings = decoding(args.decoding, args.set)
     model, tokenizer = _policy(args)
     torch.manual_seed(args.seed)
-    chat = Chat(model, tokenizer, settings)
+    chat = Chat(model, tokenizer, settings, args.system)
     print("/reset starts anew, /exit ends.")
     with suppress(EOFError, KeyboardInterrupt):
         while (text := input("> ").strip()) != "/exit":

@@ -29,6 +29,7 @@ TEMPLATED = "apply the chat template, or leave the texts plain (default: apply)"
     flag("files", metavar="FILE", nargs="+"),
     *opt.READING,
     flag("--tokenizer", "folder or Hub name; counts tokens too", "MODEL"),
+    opt.TRUST,
     flag("--max-length", "count the records of more tokens, with the template", "N", type=int),
     flag("--json", "print JSON, for programs", action="store_true"),
 )
@@ -56,6 +57,7 @@ def check_data(args: argparse.Namespace) -> None:
     *opt.READING,
     opt.PAIRS,
     flag("--tokenizer", "folder or Hub name; shows tokens, ids and labels", "MODEL"),
+    opt.TRUST,
     flag("--config", "instead of FILE: show a batch of this config's training data", "YAML"),
     flag("--stage", "the recipe that --config is for", choices=("sft", "reward", "ppo")),
 )
@@ -92,6 +94,7 @@ def show_data(args: argparse.Namespace) -> None:
     flag("--rank-margins", "give each pair the distance of its ranks", action="store_true"),
     flag("--template", TEMPLATED, action=argparse.BooleanOptionalAction, default=True),
     flag("--tokenizer", "whose template to apply; KoChatGPT's unless given", "MODEL"),
+    opt.TRUST,
     opt.INVALID_RECORDS,
 )
 def convert_data(args: argparse.Namespace) -> None:
@@ -99,6 +102,7 @@ def convert_data(args: argparse.Namespace) -> None:
 
     sft: prompt and completion (`text` for a dialogue of several exchanges; `messages` without template).
     preference: prompt, chosen, rejected, and the group that pairs of one ranking share. prompt: prompt.
+    Without template, a record with a system message is written as lists of messages under the same names.
     """
     from kochat_trl.desk.curation.convert import template_tokenizer, text_rows
     from kochat_trl.settings.keys import DataArguments
@@ -130,6 +134,7 @@ def convert_data(args: argparse.Namespace) -> None:
     flag("--fix", "apply these fixes only", "NAME", nargs="+"),
     *opt.READING,
     flag("--tokenizer", "for the fixes that look at tokens", "MODEL"),
+    opt.TRUST,
     flag("--max-length", "for the fix `overlong`", "N", type=int),
     flag("--against", "drop prompts that are in these files", "FILE", nargs="+", default=[]),
     epilog=f"fixes, all applied unless --fix names some; (*) only if named:\n{FIXES}\n\n",
@@ -156,7 +161,7 @@ def make_prompts(args: argparse.Namespace) -> None:
     """Make a file of PPO prompts from the prompts of any data file, such as the SFT file or a seed file."""
     refuse_existing(args.output)
     prompts, invalid = read_prompts(args.file, args.invalid_records == "skip")
-    write_records(args.output, "array", ({"prompt": prompt} for prompt in prompts))
+    write_records(args.output, "array", (prompt.fields for prompt in prompts))
     opt.list_records(invalid)
     print(f"{len(prompts)} prompts, written to {args.output}.")
 
@@ -174,6 +179,7 @@ def make_prompts(args: argparse.Namespace) -> None:
     flag("--temperature", "0 is greedy (default: 1)", "T", type=float, default=1.0),
     flag("--seed", "of the answers and of the completions' order (default: 0)", type=int, default=0),
     opt.INVALID_RECORDS,
+    opt.TRUST,
 )
 def make_rankings(args: argparse.Namespace) -> None:
     """Make a ranking file from the answers of several models: what KoChatGPT's stage 2 trains on."""

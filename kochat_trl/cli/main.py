@@ -5,6 +5,7 @@ import argparse
 from kochat_trl.cli import answers, data, reward, workflow  # noqa: F401  # their commands add themselves
 from kochat_trl.cli.options import COMMANDS
 from kochat_trl.errors import run
+from kochat_trl.models.remote import allow_remote_code
 
 GROUPS = {
     "data": "check, show, convert, clean and build data files",
@@ -15,6 +16,8 @@ GROUPS = {
 def main() -> None:
     """The entry point of `kochat`."""
     arguments = make_parser().parse_args()
+    if getattr(arguments, "trust_remote_code", False):
+        allow_remote_code("--trust-remote-code")
     run(lambda: arguments.command(arguments))
 
 

@@ -72,6 +72,9 @@ LOADING = one_of(
 )
 BATCHES = (LOADING, flag("--batch-size", "texts at once (default: 64)", "N", type=int, default=64), INVALID_RECORDS)
 SEED = flag("--seed", "default: 0", type=int, default=0)
+TRUST = flag(
+    "--trust-remote-code", "run code that comes with the model; only if you trust who made it", action="store_true"
+)
 NEW_JSONL = flag("--output", "a new file", "OUT.jsonl", required=True)
 
 

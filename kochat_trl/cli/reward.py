@@ -29,6 +29,7 @@ FITTING = (
     flag("--output", "for the two files (default: MODEL/evaluation)", "DIR"),
     *FITTING,
     *opt.BATCHES,
+    opt.TRUST,
     flag("--compare-quantized", "score in int8 and nf4 too, and compare with float32", action="store_true"),
 )
 def evaluate_reward(args: argparse.Namespace) -> None:
@@ -73,6 +74,7 @@ def evaluate_reward(args: argparse.Namespace) -> None:
     opt.RANKING_ORDER,
     *FITTING,
     *opt.BATCHES,
+    opt.TRUST,
 )
 def score_file(args: argparse.Namespace) -> None:
     """Write the reward model's score of each answer: JSON lines with prompt, completion and score.

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from kochat_trl.cli.options import command, console, flag
+from kochat_trl.cli.options import TRUST, command, console, flag
 from kochat_trl.errors import UserError
 
 
@@ -53,6 +53,7 @@ def run_pipeline(args: argparse.Namespace) -> None:
     flag("--limit", "prompts to ask (default: 200)", "N", type=int, default=200),
     flag("--output", "for report.html and report.json (of one run: RUN/report)", "DIR"),
     flag("--seed", "of the answers (default: 0)", type=int, default=0),
+    TRUST,
 )
 def make_report(args: argparse.Namespace) -> None:
     """Show what a PPO run changed: base, SFT and PPO side by side, in one page that needs no network.

@@ -111,6 +111,15 @@ class RawRecord:
         """The non-empty string under `field`."""
         return self.checked_text(field, self.fields.get(field))
 
+    def system(self) -> str | None:
+        """The system message under `system`; None where there is none, or it is blank."""
+        return self.checked_system(self.fields.get("system"))
+
+    def checked_system(self, value: Any) -> str | None:
+        """`value` as a system message; None if it is blank."""
+        blank = value is None or (isinstance(value, str) and not value.strip())
+        return None if blank else self.checked_text("system", value)
+
     def checked_text(self, field: str, value: Any) -> str:
         """`value`, if it is a non-empty string that can be written as UTF-8."""
         if not isinstance(value, str) or not value.strip():
@@ -121,11 +130,25 @@ class RawRecord:
         return value
 
 
+Messages = Sequence[dict[str, str]]  # of a chat template: role and content
+
+
+def conversation(*texts: str, system: str | None = None) -> Messages:
+    """User, assistant, user, ... in turn, after a system message if there is one."""
+    first = [{"role": "system", "content": system}] if system else []
+    return (*first, *({"role": _ROLES[i % 2], "content": text} for i, text in enumerate(texts)))
+
+
 @dataclass(frozen=True)
 class Dialogue:
-    """One SFT example: alternating `user` and `assistant` turns, ending with the assistant's."""
+    """One SFT example: texts of the user and the assistant in turn, the last one the assistant's."""
 
-    messages: tuple[dict[str, str], ...]
+    texts: tuple[str, ...]
+    system: str | None = None
+
+    @property
+    def messages(self) -> Messages:
+        return conversation(*self.texts, system=self.system)
 
 
 @dataclass(frozen=True)
@@ -135,6 +158,11 @@ class Ranking:
     prompt: str
     completions: tuple[str, ...]
     tiers: Tiers
+    system: str | None = None
+
+    def messages(self, completion: int) -> Messages:
+        """The prompt with one of its completions."""
+        return conversation(self.prompt, self.completions[completion], system=self.system)
 
     def pairs(self, pairs: Pairs = "all") -> list[Pair]:
         return tier_pairs(self.tiers, pairs)
@@ -145,6 +173,16 @@ class Prompt:
     """One PPO example."""
 
     prompt: str
+    system: str | None = None
+
+    @property
+    def messages(self) -> Messages:
+        return conversation(self.prompt, system=self.system)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """As a file has it."""
+        return {"prompt": self.prompt} | ({"system": self.system} if self.system else {})
 
 
 Record = Dialogue | Ranking | Prompt
@@ -179,10 +217,13 @@ def parse_sft(raw: RawRecord) -> Dialogue:
         messages = raw.fields["messages"]
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             raise RecordError(raw.source, "messages", messages, "a list of {role, content}")
-        return _dialogue(raw, [(message.get("role"), message.get("content")) for message in messages], _ROLES)
+        turns = [(message.get("role"), message.get("content")) for message in messages]
+        first = turns and turns[0][0] == "system"
+        system = raw.checked_system(turns.pop(0)[1]) if first else raw.system()
+        return _dialogue(raw, turns, _ROLES, system)
     for prompt_field, answer_field in ANSWER_FIELDS:
         if answer_field in raw.fields:
-            return Dialogue(_turns(_prompt(raw, prompt_field), raw.text(answer_field)))
+            return Dialogue((_prompt(raw, prompt_field), raw.text(answer_field)), raw.system())
     if raw.has("prompt"):
         raw.text("completion")  # is missing
     expected = "prompt + completion, instruction + output, Q + A, or messages"
@@ -195,7 +236,7 @@ def parse_preference(raw: RawRecord, order: RankingOrder = "best_first") -> Rank
         prompt, chosen, rejected = (raw.text(field) for field in ("prompt", "chosen", "rejected"))
         if chosen == rejected:
             raise RecordError(raw.source, "rejected", rejected, "a text that differs from 'chosen'", "equal")
-        return Ranking(prompt, (chosen, rejected), ((0,), (1,)))
+        return Ranking(prompt, (chosen, rejected), ((0,), (1,)), raw.system())
     if not raw.has("ranking"):
         expected = "prompt + chosen + rejected or prompt + completion_0..k + ranking"
         raise RecordError(raw.source, "(whole record)", sorted(raw.fields), expected)
@@ -216,7 +257,7 @@ def parse_preference(raw: RawRecord, order: RankingOrder = "best_first") -> Rank
     if len(tiers) < 2:
         expected = "at least one completion that is better than another"
         raise RecordError(raw.source, "ranking", raw.fields["ranking"], expected, "tied")
-    return Ranking(prompt, tuple(completions), tiers)
+    return Ranking(prompt, tuple(completions), tiers, raw.system())
 
 
 def parse_prompt(raw: RawRecord) -> Prompt:
@@ -227,10 +268,11 @@ def parse_prompt(raw: RawRecord) -> Prompt:
             raise RecordError(raw.source, "turn 0", first[0], "<사람>")
         return Prompt(raw.checked_text("turn 0", first[1]))
     if raw.has("messages"):
-        return Prompt(parse_sft(raw).messages[0]["content"])
+        dialogue = parse_sft(raw)
+        return Prompt(dialogue.texts[0], dialogue.system)
     for field, _ in ANSWER_FIELDS:
         if field in raw.fields:
-            return Prompt(_prompt(raw, field))
+            return Prompt(_prompt(raw, field), raw.system())
     raise RecordError(raw.source, "prompt", sorted(raw.fields), "a prompt")
 
 
@@ -242,11 +284,9 @@ def _prompt(raw: RawRecord, field: str) -> str:
     return f"{prompt}\n\n{raw.text('input')}"
 
 
-def _turns(*contents: str) -> tuple[dict[str, str], ...]:
-    return tuple({"role": _ROLES[i % 2], "content": text} for i, text in enumerate(contents))
-
-
-def _dialogue(raw: RawRecord, turns: Sequence[tuple[Any, Any]], speakers: tuple[str, str]) -> Dialogue:
+def _dialogue(
+    raw: RawRecord, turns: Sequence[tuple[Any, Any]], speakers: tuple[str, str], system: str | None = None
+) -> Dialogue:
     if len(turns) < 2 or len(turns) % 2:
         expected = f"an even number: {', '.join(speakers)}, {speakers[0]}, ..."
         raise RecordError(raw.source, "turns", Described(f"{len(turns)} turns"), expected)
@@ -254,4 +294,4 @@ def _dialogue(raw: RawRecord, turns: Sequence[tuple[Any, Any]], speakers: tuple[
         if speaker != speakers[i % 2]:
             raise RecordError(raw.source, f"turn {i}", speaker, speakers[i % 2])
         raw.checked_text(f"turn {i}", content)
-    return Dialogue(_turns(*(content for _, content in turns)))
+    return Dialogue(tuple(content for _, content in turns), system)

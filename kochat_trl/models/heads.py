@@ -1,5 +1,10 @@
-"""Heads: over the vocabulary, and the one that gives a score; and where a score is read."""
+"""Heads: over the vocabulary, and the one that gives a score; and where a score is read.
 
+A reward or value model is a causal LM whose vocabulary head has made way for a score head, for every architecture in
+the same way. Its weights have the names of transformers' sequence classifiers, which load them where there are any.
+"""
+
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +14,19 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIER_NAMES
 
 SCORE = "score"  # the name that transformers gives to the head of a sequence classifier
 NO_HEAD = (
     "no score head there, so it is no reward model; give the output of recipes/reward.py, or the same merged by "
     "scripts/merge_lora.py"
 )
+# What models do to their head's scores, by the names in their configs: a factor, or a divisor.
+FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse
+DIVISOR = "logits_scaling"  # Granite; a factor in HyperCLOVA X
+CAP = "final_logit_softcapping"  # Gemma 2 and later
 
 
 def has_score_head(path: str) -> bool:
@@ -31,12 +43,88 @@ def inner_model(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def lm_head(model: Any) -> nn.Module:
+# --- Over the vocabulary ------------------------------------------------------------------------
+
+
+class LMHead(nn.Module):
+    """hidden states → logits as the model means them: z = cap·tanh(factor·s / cap), or factor·s without a cap.
+
+    s are the scores of `linear`, the model's own head over the vocabulary. Logits are float32, or float64 for a float64
+    head.
+    """
+
+    def __init__(self, linear: nn.Module, factor: float = 1.0, cap: float | None = None):
+        super().__init__()
+        self.linear, self.factor, self.cap = linear, factor, cap
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(…, hidden_size) → (…, vocabulary)."""
+        scores = self.linear(hidden)
+        logits = scores if scores.dtype == torch.float64 else scores.float()
+        if self.factor != 1:
+            logits = logits * self.factor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+
+def lm_head(model: Any) -> LMHead:
     """The head over the vocabulary; `UserError` if there is none."""
-    head = inner_model(model).get_output_embeddings()
+    inner = inner_model(model)
+    head = inner.get_output_embeddings()
     if head is None:
         raise UserError(f"{type(model).__name__} has no head over the vocabulary, so it is no policy")
-    return head
+    config = inner.config.get_text_config()
+    factor = 1.0
+    for name in FACTORS:
+        factor *= getattr(config, name, None) or 1.0
+    if divisor := getattr(config, DIVISOR, None):
+        factor *= divisor if config.model_type.startswith("hyperclovax") else 1 / divisor
+    return LMHead(head, factor, getattr(config, CAP, None))
+
+
+# --- For a score ----------------------------------------------------------------------------------
+
+
+@cache
+def reward_class(causal_lm: Any) -> Any:
+    """The class of reward models on an architecture, from that of its causal LMs; named as transformers names it."""
+    name = CLASSIFIER_NAMES.get(causal_lm.config_class.model_type, f"{causal_lm.__name__}WithScore")
+    ignored = {*(causal_lm._keys_to_ignore_on_load_unexpected or ()), r"lm_head\.", r"embed_out\."}
+    return type(name, (_Scorer, causal_lm), {"_keys_to_ignore_on_load_unexpected": ignored, "_tied_weights_keys": {}})
+
+
+class _Scorer:
+    """A causal LM with a score head, (hidden_size, 1) without bias, in place of its head over the vocabulary."""
+
+    def __init__(self: Any, config: PretrainedConfig, *args: Any, **kwargs: Any):
+        config.num_labels = 1
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        head = super().get_output_embeddings()  # type: ignore[misc]
+        parent, _, name = next(n for n, module in self.named_modules() if module is head).rpartition(".")
+        delattr(self.get_submodule(parent), name)
+        self.score = nn.Linear(head.weight.shape[1], 1, bias=False)
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+    def forward(
+        self: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **unused: Any
+    ) -> SequenceClassifierOutputWithPast:
+        """The score of each row as `logits`, (rows, 1), read at its last token."""
+        backbone = getattr(self, self.base_model_prefix)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        hidden = backbone(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return SequenceClassifierOutputWithPast(logits=end_states(self.score(hidden), mask))
+
+
+def end_states(states: Tensor, attention_mask: Tensor) -> Tensor:
+    """The states, (rows, width), that every score is read from, or the scores: at the last token of each row, by mask.
+
+    `states` is (rows, length, width), and `attention_mask` is 1 on tokens. That token ends the answer
+    (`template.answer_shape`). transformers' own classifiers look for it by the pad id, and so miss the end where a
+    tokenizer pads with it.
+    """
+    places = torch.arange(states.shape[1], device=states.device)
+    return states[torch.arange(len(states), device=states.device), (attention_mask * places).argmax(1)]
 
 
 def score_head(model: Any) -> nn.Module:
@@ -64,21 +152,6 @@ def in_float32(head: Any) -> Any:
     return head
 
 
-# --- Where a score is read ----------------------------------------------------------------------
-
-
-def read_scores(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The score of each row, (rows,), by a sequence classifier: in the reward model's training and evaluation.
-
-    transformers finds the last token by the pad id: where a tokenizer pads with its end-of-sequence token, that is the
-    token before the end.
-    """
-    return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits.squeeze(-1)
-
-
-def end_states(hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    """The hidden states, (rows, hidden_size), that PPO's reward is read from: at the last token of each row, by mask.
-
-    `hidden` is (rows, length, hidden_size); rows are padded on the right, and `attention_mask` is 1 on tokens.
-    """
-    return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(1) - 1]
+def is_read_by_transformers(config: PretrainedConfig) -> bool:
+    """Whether transformers has a sequence classifier of the architecture, with weights of the same names."""
+    return config.model_type in CLASSIFIER_NAMES

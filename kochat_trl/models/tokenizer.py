@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kochat_trl.errors import UserError
+from kochat_trl.models.remote import remote_code_allowed, why_not
+from kochat_trl.models.template import settle_template
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
@@ -31,15 +33,17 @@ def load_tokenizer(path: str, revision: str = "main") -> PreTrainedTokenizerBase
     """Load the tokenizer of the model, adapter or Hub name `path`, ready for all stages and for generation.
 
     Padding is on the left, where batched generation needs it; TRL's SFT and reward collators pad on the right by
-    themselves. A tokenizer that has a chat template keeps it. No token is added: a model without a pad token pads
-    with its unknown token, or where there is none, with its end-of-sequence token.
+    themselves. A tokenizer keeps its chat template if that can be trained with (`template.py`). No token is added: a
+    model without a pad token pads with its unknown token, or where there is none, with its end-of-sequence token.
 
-    Raises `UserError` if there is no tokenizer, or if it has more entries than the model's embedding.
+    Raises `UserError` if there is no tokenizer, if it has more entries than the model's embedding, or if its template
+    teaches no end of an answer.
     """
 
     def find(name: str) -> str | None:
         return cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
 
+    trusted: Any = {"revision": revision, "trust_remote_code": remote_code_allowed()}
     try:
         tokenizer_json = find("tokenizer.json")
         if tokenizer_json and not find("tokenizer_config.json"):
@@ -48,18 +52,23 @@ def load_tokenizer(path: str, revision: str = "main") -> PreTrainedTokenizerBase
             known: Any = {k: v for k, v in KOGPT2_SPECIAL_TOKENS.items() if v in vocabulary}
             tokenizer.add_special_tokens(known)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(path, **trusted)
+        config = AutoConfig.from_pretrained(path, **trusted) if find("config.json") else None
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer at '{path}': {str(error).splitlines()[0]}") from None
+        raise UserError(f"no tokenizer at '{path}': {why_not(error)}") from None
     if tokenizer.eos_token is None:
         raise UserError(f"the tokenizer at '{path}' names no end-of-sequence token; add a tokenizer_config.json")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATE
+    try:
+        settle_template(tokenizer)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     tokenizer.padding_side = "left"
-    if find("config.json"):
-        check_fits(tokenizer, AutoConfig.from_pretrained(path, revision=revision).vocab_size, path)
+    if config is not None:
+        check_fits(tokenizer, config.get_text_config().vocab_size, path)
     return tokenizer
 
 
@@ -71,3 +80,11 @@ def check_fits(tokenizer: PreTrainedTokenizerBase, embedding_size: int, model: s
             f"the tokenizer has ids up to {largest}, and the embedding of {model} has {embedding_size} rows: "
             "they don't belong together, or tokens were added. Use the model's own tokenizer."
         )
+
+
+def check_same_texts(one: PreTrainedTokenizerBase, path: str, other: PreTrainedTokenizerBase, other_path: str) -> None:
+    """Refuse tokenizers of two folders that make other tokens of a text, or other texts of an exchange."""
+    if one.get_vocab() != other.get_vocab():
+        raise UserError(f"{other_path} reads other tokens than {path}: train both from the same base")
+    if one.get_chat_template() != other.get_chat_template():
+        raise UserError(f"{other_path} has another chat template than {path}: what one writes the other never read")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kochat_trl.models.template import answer_text
 from kochat_trl.ppo.objective import final_scores
 from kochat_trl.ppo.rollout import Rollout, Trajectory
 from kochat_trl.ppo.step import StepStats
@@ -68,7 +69,7 @@ def write_samples(
             sample = {
                 "update": update + 1,
                 "prompt": tokenizer.decode(rollout.prompts[row], skip_special_tokens=True),
-                "response": tokenizer.decode(rollout.responses[row], skip_special_tokens=True),
+                "response": answer_text(tokenizer, rollout.responses[row]),
                 "ended": bool(rollout.ended[row]),
                 "score": trajectory.scores[row].item(),
                 "kl": kl[row][rollout.mask[row]].sum().item(),
@@ -88,6 +89,6 @@ def print_answers(tokenizer: Any, rollout: Rollout, scores: Sequence[float]) -> 
     """The first prompts with their responses and scores, as a table of the terminal."""
     table = Table("prompt", "response", "score", show_lines=True)
     for prompt, response, score in list(zip(rollout.prompts, rollout.responses, scores, strict=True))[:SHOWN]:
-        texts = (Text(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (prompt, response))
-        table.add_row(*texts, f"{score:.2f}")
+        texts = tokenizer.decode(prompt, skip_special_tokens=True), answer_text(tokenizer, response)
+        table.add_row(*map(Text, texts), f"{score:.2f}")
     Console().print(table)

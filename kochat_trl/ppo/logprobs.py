@@ -6,6 +6,7 @@ take as much again. Here the head runs on a few tokens at a time and keeps one n
 
 from typing import Any
 
+from kochat_trl.models.heads import LMHead
 from kochat_trl.ppo.objective import entropy
 
 import torch
@@ -15,20 +16,20 @@ from torch.utils.checkpoint import checkpoint
 CHUNK = 128  # tokens; 26 MB of scores for kogpt2
 
 
-def token_logprobs(head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def token_logprobs(head: LMHead, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """log softmax(head(hidden) / temperature) at `tokens`, and the entropy of the same distribution, without gradient.
 
     `hidden` is (n, hidden_size), `tokens` (n,); both results are (n,), in float32, or float64 for a float64 head.
     """
     if not torch.is_grad_enabled():
         hidden = hidden.detach()
-    frozen = type(head) is nn.Linear and not any(parameter.requires_grad for parameter in head.parameters())
+    frozen = type(head.linear) is nn.Linear and not any(parameter.requires_grad for parameter in head.parameters())
     if frozen or not torch.is_grad_enabled():
         parts = [
             _FrozenHead.apply(head, h, t, temperature)
             for h, t in zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True)
         ]
-    else:  # the head learns too: its scores are computed again in the backward pass
+    else:  # the head learns too: its logits are computed again in the backward pass
         parts = [
             checkpoint(_logprobs, head, h, t, temperature, use_reentrant=False)
             for h, t in zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True)
@@ -37,38 +38,40 @@ def token_logprobs(head: nn.Module, hidden: Tensor, tokens: Tensor, temperature:
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _scores(head: nn.Module, hidden: Tensor, temperature: float) -> Tensor:
-    scores = head(hidden)
-    scores = scores if scores.dtype == torch.float64 else scores.float()
-    return scores if temperature == 1 else scores / temperature
-
-
-def _logprobs(head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    scores = _scores(head, hidden, temperature)
-    chosen = scores.gather(1, tokens[:, None]).squeeze(1)
-    return chosen - scores.logsumexp(1), entropy(scores.detach())
+def _logprobs(head: LMHead, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = head(hidden)
+    logits = logits if temperature == 1 else logits / temperature
+    chosen = logits.gather(1, tokens[:, None]).squeeze(1)
+    return chosen - logits.logsumexp(1), entropy(logits.detach())
 
 
 class _FrozenHead(torch.autograd.Function):
-    """A frozen head passes back one vector for each token, ∂ log p(a)/∂h = (w_a − Σ_v p_v w_v) / temperature.
+    """A frozen head passes back one vector for each token, ∂ log p(a)/∂h = Σ_v (1[v = a] − p_v) z'_v w_v / temperature.
 
-    So it is computed on the way forward, while the scores are there, and the scores are dropped.
+    z are the logits of the head's own scores Wh, and z' is the head's factor, times 1 − (z / cap)² under a soft cap.
+    So it is computed on the way forward, while the logits are there, and the logits are dropped.
     """
 
     @staticmethod
-    def forward(ctx: Any, head: nn.Linear, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, head: LMHead, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         # Few tensors of this size, each used again: on a CPU fresh memory takes longer than the arithmetic.
-        scores = _scores(head, hidden, temperature)
-        scores -= scores.amax(1, keepdim=True)
-        chosen = scores.gather(1, tokens[:, None])
-        probabilities = scores.exp()
+        logits = head(hidden)
+        slope = 1 - (logits / head.cap).square() if head.cap is not None and ctx.needs_input_grad[1] else None
+        if temperature != 1:
+            logits /= temperature
+        logits -= logits.amax(1, keepdim=True)
+        chosen = logits.gather(1, tokens[:, None])
+        probabilities = logits.exp()
         total = probabilities.sum(1, keepdim=True)
-        entropies = total.log() - scores.mul_(probabilities).sum(1, keepdim=True) / total
+        entropies = total.log() - logits.mul_(probabilities).sum(1, keepdim=True) / total
         if ctx.needs_input_grad[1]:
             # The difference is taken among probabilities, in full precision: among word vectors it would be rounding
             # error wherever the policy is sure.
             residual = probabilities.div_(-total).scatter_add_(1, tokens[:, None], torch.ones_like(total))
-            ctx.save_for_backward((residual.to(head.weight.dtype) @ head.weight).to(scores.dtype) / temperature)
+            if slope is not None:
+                residual *= slope
+            weight: Any = head.linear.weight
+            ctx.save_for_backward((residual.to(weight.dtype) @ weight).to(logits.dtype) / (temperature / head.factor))
             ctx.dtype = hidden.dtype
         entropies = entropies.squeeze(1)
         ctx.mark_non_differentiable(entropies)

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,29 @@ from kochat_trl.errors import UserError
 from kochat_trl.models.fused import fuse_lora
 from kochat_trl.models.heads import SCORE, has_score_head, inner_model, linear_head, lm_head, score_head
 from kochat_trl.models.loading import (
+    ADAPTER_HEAD,
+    ADAPTER_WEIGHTS,
     add_lora,
     base_of_adapter,
     has_conv1d,
     is_adapter,
     load_causal_lm,
     load_reward_model,
+    put_lora_weights,
+    read_lora_config,
+    refuse_other_lora,
 )
-from kochat_trl.settings.keys import LORA_SHAPE, ModelArguments
+from kochat_trl.settings.keys import ModelArguments
 from kochat_trl.settings.ppo import PPOConfig
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutput
-
-WEIGHTS = "adapter_model.safetensors"
-HEAD = f"base_model.model.{SCORE}.weight"  # its name in an adapter's file
 
 
 class Role:
@@ -45,7 +46,7 @@ class Role:
     `adapter` is the name of the adapter that is on while the role is `active`; None is the bare backbone.
     """
 
-    def __init__(self, model: Any, head: nn.Module, adapter: str | None):
+    def __init__(self, model: Any, head: Any, adapter: str | None):
         inner = inner_model(model)
         self.backbone: PreTrainedModel = getattr(inner, inner.base_model_prefix)
         self.head = head
@@ -240,12 +241,8 @@ def load_roles(
     `UserError` for LoRA keys that an SFT adapter has settled already.
     """
     if is_adapter(sft_path):
-        for key in sorted(LORA_SHAPE):
-            if getattr(model_args, key) != getattr(ModelArguments(), key):
-                raise UserError(f"{key}: has no effect, as PPO goes on with the adapter in {sft_path}; remove it")
-        base, revision = base_of_adapter(sft_path)
-        model_args = replace(model_args, model_revision=revision)
-        backbone = load_causal_lm(base, model_args, tokenizer)
+        refuse_other_lora(model_args, sft_path)
+        backbone = load_causal_lm(sft_path, model_args, tokenizer)
         if share and is_adapter(reward_path) and _same_base(sft_path, reward_path):
             return one_backbone(backbone, sft_path, reward_path, value_model)
         policy, _ = _add_adapter(backbone, "policy", sft_path)
@@ -294,23 +291,15 @@ def switch_dropout_off(module: nn.Module) -> None:
 
 def _add_adapter(model: Any, name: str, folder: str) -> tuple[Any, Any]:
     """Put the adapter in `folder` on `model` as `name`; returns the model, wrapped, and the score head in the file."""
-    config = PeftConfig.from_pretrained(folder)
-    if not isinstance(config, LoraConfig):
-        raise UserError(f"{folder}: a {config.peft_type} adapter; only LoRA adapters can share a backbone")
+    config = read_lora_config(folder)
     config.fan_in_fan_out = has_conv1d(model)
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
     else:
         model = get_peft_model(model, config, adapter_name=name)
-    weights = load_file(Path(folder) / WEIGHTS)
-    head = weights.pop(HEAD, None)
     for parameter in adapter_parameters(model, name):
         parameter.data = parameter.data.float()
-    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    if set(weights) != set(expected):
-        odd = sorted(set(weights) ^ set(expected))[0]
-        raise UserError(f"{folder}: its weights don't fit the base model, beginning with {odd}")
-    set_peft_model_state_dict(model, weights, adapter_name=name)
+    head = put_lora_weights(model, name, folder)
     return model, None if head is None else linear_head(head)
 
 
@@ -326,9 +315,9 @@ def _save(model: Any, name: str | None, folder: str | Path, head: Any = None) ->
     config.inference_mode = True
     config.base_model_name_or_path = model.get_base_model().config._name_or_path
     if head is not None:
-        weights[HEAD] = head.weight
+        weights[ADAPTER_HEAD] = head.weight
         config.task_type, config.modules_to_save = "SEQ_CLS", ["classifier", SCORE]
-    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, str(folder / WEIGHTS))
+    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, str(folder / ADAPTER_WEIGHTS))
     config.save_pretrained(str(folder))
 
 
@@ -345,4 +334,5 @@ def _plain_head(head: Any) -> Any:
 
 
 def _new_value_head(policy: Role) -> nn.Linear:
-    return linear_head(torch.zeros(1, policy.backbone.config.hidden_size))
+    width = policy.head.linear.weight.shape[1]
+    return linear_head(torch.zeros(1, int(width)))

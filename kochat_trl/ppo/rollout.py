@@ -4,7 +4,7 @@ Everything is counted by lengths, never by token ids, so a padding token in a re
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,13 +47,13 @@ def sample_responses(
     seeds: Sequence[int],
     response_length: int,
     temperature: float,
-    stop_token_id: int | None,
+    stop_ids: Collection[int],
     batch_size: int,
 ) -> list[list[int]]:
     """Sample a response to each prompt (token ids) from softmax(logits / temperature), the whole of it.
 
-    A response ends after `stop_token_id`, which is part of it, or at `response_length` tokens. Each has a generator of
-    its own, seeded by `seeds`, so it doesn't depend on the rows beside it (beyond rounding of the logits). Prompts of
+    A response ends after one of `stop_ids`, part of it, or at `response_length` tokens. Each has a generator of its
+    own, seeded by `seeds`, so it doesn't depend on the rows beside it (beyond rounding of the logits). Prompts of
     like length go together, `batch_size` at a time, and a row that is finished leaves the batch.
     """
     responses: list[list[int]] = [[] for _ in prompts]
@@ -62,14 +62,14 @@ def sample_responses(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             uniform = torch.stack([_uniform(seeds[row], response_length) for row in rows])
-            sampled = _sample_batch(policy, [prompts[row] for row in rows], uniform, temperature, stop_token_id)
+            sampled = _sample_batch(policy, [prompts[row] for row in rows], uniform, temperature, stop_ids)
             for row, response in zip(rows, sampled, strict=True):
                 responses[row] = response
     return responses
 
 
 def _sample_batch(
-    policy: Role, prompts: Sequence[Sequence[int]], uniform: Tensor, temperature: float, stop_token_id: int | None
+    policy: Role, prompts: Sequence[Sequence[int]], uniform: Tensor, temperature: float, stop_ids: Collection[int]
 ) -> list[list[int]]:
     device = policy.backbone.device
     ids, mask = _padded(prompts, "left", device)
@@ -82,7 +82,7 @@ def _sample_batch(
         chosen = tokens.squeeze(1).tolist()
         for row, token in zip(rows, chosen, strict=True):
             responses[row].append(token)
-        going = [i for i, token in enumerate(chosen) if token != stop_token_id]
+        going = [i for i, token in enumerate(chosen) if token not in stop_ids]
         if not going:
             break
         ids, mask = tokens, torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
@@ -109,7 +109,7 @@ def next_tokens(
     output = policy.backbone(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
     )
-    logits = policy.head(output.last_hidden_state[:, -1]).float() / temperature
+    logits = policy.head(output.last_hidden_state[:, -1]) / temperature
     # The token where the running sum of probabilities passes a uniform number.
     running = logits.softmax(-1).double().cumsum(-1)
     tokens = torch.searchsorted(running, uniform * running[:, -1:], right=True)
@@ -150,7 +150,7 @@ class Rollout:
         prompts: list[list[int]],
         responses: list[list[int]],
         response_length: int,
-        stop_token_id: int | None,
+        stop_ids: Collection[int],
         score_after_eos: bool,
         device: Any,
     ) -> "Rollout":
@@ -162,7 +162,7 @@ class Rollout:
             tokens[row, : len(response)] = torch.tensor(response)
         mask = columns < lengths[:, None]
         value_mask = columns < lengths[:, None] + score_after_eos
-        ended = torch.tensor([response[-1] == stop_token_id for response in responses])
+        ended = torch.tensor([response[-1] in stop_ids for response in responses])
         tensors = (tensor.to(device) for tensor in (tokens, mask, value_mask, ended))
         return cls(prompts, responses, *tensors)
 

@@ -5,12 +5,14 @@ The only module that imports `trl.experimental`.
 
 import logging
 import os
+from copy import deepcopy
 from typing import Any
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # its warning says only that the API may change
 
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import cast_trainable_to_float32
+from kochat_trl.models.template import answer_shape
 from kochat_trl.ppo.roles import Roles
 from kochat_trl.settings.ppo import PPOConfig
 
@@ -28,10 +30,11 @@ def refuse_unsupported(args: PPOConfig, tokenizer: PreTrainedTokenizerBase, trai
             "TRL's PPOTrainer fails under two processes (it looks for the policy inside "
             "DistributedDataParallel). Run one, or set engine: kochat"
         )
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+    if tokenizer.pad_token_id == answer_shape(tokenizer).end_id:
         raise UserError(
-            "the pad token is the end-of-sequence token, and TRL's PPOTrainer masks padding: it would never train the "
-            "end of an answer. Name another token as pad_token in the SFT model's tokenizer_config.json"
+            f"the pad token, {tokenizer.pad_token}, is the one that ends an answer, and TRL's PPOTrainer masks padding: it "
+            "would never train the end of an answer. Name another token as pad_token in the SFT model's "
+            "tokenizer_config.json"
         )
     if len(train_dataset) < (rollout := args.per_device_train_batch_size * args.gradient_accumulation_steps):
         raise UserError(f"{len(train_dataset)} prompts are fewer than one rollout of {rollout}; TRL would wait forever")
@@ -60,6 +63,13 @@ def build_trainer(
     values["gradient_accumulation_steps"] = 1
     values["model_adapter_name"] = roles.policy.adapter
     values["ref_adapter_name"] = roles.reference.adapter
+    if (
+        values["stop_token"] == "eos"
+    ):  # TRL's trainer stops and penalizes at the tokenizer's end-of-sequence token alone
+        end = answer_shape(tokenizer).end
+        if end != tokenizer.eos_token:
+            tokenizer = deepcopy(tokenizer)
+            tokenizer.eos_token = end
     (args,) = HfArgumentParser(ppo.PPOConfig).parse_dict(values, allow_extra_keys=True)  # type: ignore[arg-type]
     if args.max_grad_norm:
         logger.info("engine: trl: gradients are not clipped (max_grad_norm)")

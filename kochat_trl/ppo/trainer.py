@@ -11,6 +11,7 @@ from typing import Any
 from kochat_trl.errors import UserError
 from kochat_trl.files import set_aside
 from kochat_trl.models.loading import positions_of
+from kochat_trl.models.template import stop_ids
 from kochat_trl.ppo import checkpoint, guards, log, objective
 from kochat_trl.ppo.roles import Roles, adapter_parameters, roles_of, switch_dropout_off
 from kochat_trl.ppo.rollout import MiniBatch, Rollout, Trajectory, draw_prompts, sample_responses, seed_of
@@ -81,7 +82,8 @@ class PPOTrainer(Trainer):
             self.reference_is_start = ref_model is None and not isinstance(model, PeftModel)
             roles = roles_of(args, model, ref_model, reward_model, value_model, peft_config)
         guards.check_prompts(positions_of(roles.config), args.response_length, train_dataset, eval_dataset)
-        self.stop_token_id = processing_class.eos_token_id if args.stop_token == "eos" else args.stop_token_id
+        given = [] if args.stop_token_id is None else [args.stop_token_id]
+        self.stop_ids = stop_ids(processing_class) if args.stop_token == "eos" else given
         switch_dropout_off(roles)
         super().__init__(
             model=roles,
@@ -100,7 +102,6 @@ class PPOTrainer(Trainer):
         trained: Any = nn.ModuleDict({"policy": self.policy_model, "value_model": self.value_model})  # TRL's names
         trained.config, self.model, self.model_wrapped = roles.config, trained, trained
         self._collate = data_collator
-        guards.check_head(roles, self.accelerator)
         if args.gradient_checkpointing:
             for backbone in {id(role.backbone): role.backbone for role in (roles.policy, roles.value)}.values():
                 backbone.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs or {"use_reentrant": False})
@@ -127,6 +128,7 @@ class PPOTrainer(Trainer):
         self.dtype = torch.float64 if head.dtype == torch.float64 else torch.float32
         exact = self.dtype == torch.float64 or self.accelerator.mixed_precision == "no"
         self.exact = exact and backbone.dtype in (torch.float32, torch.float64)
+        guards.check_head(roles, self.accelerator, self.exact)
         self.samples = Path(str(args.output_dir)) / "samples.jsonl"
 
     # The loop
@@ -239,7 +241,7 @@ class PPOTrainer(Trainer):
             guards.check_equal_at_start("log-probabilities of policy and reference", apart, self.exact)
         guards.check_kl(update, torch.where(rollout.mask, kl, 0).sum(1).mean().item(), self.args.kl_limit)
         self._updates_without_end = 0 if rollout.ended.any() else self._updates_without_end + 1
-        if self.stop_token_id is not None:
+        if self.stop_ids:
             guards.check_ends(update, self._updates_without_end, self.args)
 
     def sample(self, update: int, indices: list[int]) -> Rollout:
@@ -254,12 +256,12 @@ class PPOTrainer(Trainer):
     def _respond(self, prompts: list[list[int]], seeds: list[int], temperature: float) -> list[list[int]]:
         args, rows = self.args, self.args.local_rollout_forward_batch_size
         with self.accelerator.autocast():
-            policy, stop = self.roles.policy, self.stop_token_id
-            return sample_responses(policy, prompts, seeds, args.response_length, temperature, stop, rows)
+            policy, stops = self.roles.policy, self.stop_ids
+            return sample_responses(policy, prompts, seeds, args.response_length, temperature, stops, rows)
 
     def _rollout(self, prompts: list[list[int]], responses: list[list[int]], score_after_eos: bool) -> Rollout:
         length, device = self.args.response_length, self.accelerator.device
-        return Rollout.of(prompts, responses, length, self.stop_token_id, score_after_eos, device)
+        return Rollout.of(prompts, responses, length, self.stop_ids, score_after_eos, device)
 
     def _prompt_ids(self, rows: list[Any]) -> list[list[int]]:
         if self._collate is None:

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from kochat_trl.data.records import Messages
 from kochat_trl.errors import UserError
-from kochat_trl.models.heads import read_scores
 from kochat_trl.models.loading import load_reward_model, positions_of
-from kochat_trl.rows.encode import Messages, encode_dialogues
+from kochat_trl.rows.encode import encode_dialogues
 from kochat_trl.settings.keys import ModelArguments
 
 import torch
@@ -28,10 +28,9 @@ LOADING: dict[Loading, dict[str, Any]] = {
 def score_dialogues(
     model: Any, tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Messages], batch_size: int = 64
 ) -> list[float]:
-    """The reward model's score of each dialogue, read at its last token, the `</s>` that ends the answer.
+    """The reward model's score of each dialogue, read at its last token, which ends the answer.
 
-    transformers finds that place by the pad id, in training too: where a tokenizer pads with its end-of-sequence token,
-    it is the token before. Raises as `score_ids` does.
+    Raises as `score_ids` does.
     """
     return score_ids(model, tokenizer, [ids for ids, _ in encode_dialogues(tokenizer, dialogues)], batch_size)
 
@@ -57,9 +56,8 @@ def score_ids(
         places = by_length[start : start + batch_size]
         rows = [{"input_ids": ids[i]} for i in places]
         batch = tokenizer.pad(rows, padding_side="right", return_tensors="pt").to(model.device)
-        for i, score in zip(
-            places, read_scores(model, batch["input_ids"], batch["attention_mask"]).tolist(), strict=True
-        ):
+        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1)
+        for i, score in zip(places, found.tolist(), strict=True):
             scores[i] = score
     if bad := sum(not math.isfinite(score) for score in scores):
         raise UserError(f"the scores of {bad} of {len(ids)} texts are not finite numbers; the model is broken")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kochat_trl.models.heads import read_scores
 from kochat_trl.reward.losses import all_pairs_loss, group_pairs, listwise_loss, pairwise_loss
 from kochat_trl.settings.checks import check_ranking_loss
 from kochat_trl.settings.keys import RecipeArguments
@@ -67,7 +66,7 @@ class RankingTrainer(RewardTrainer):
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         ranks = inputs["ranks"]
-        rewards = read_scores(model, inputs["input_ids"], inputs["attention_mask"])  # (completions,)
+        rewards = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.squeeze(-1)
         scores = rewards.new_zeros(ranks.shape).masked_scatter(ranks != NO_RANK, rewards)
         loss = ranking_loss(self.recipe, scores, ranks, self.center_coefficient)
         mode = "train" if model.training else "eval"

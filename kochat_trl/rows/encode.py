@@ -1,20 +1,15 @@
 """Text → token ids, through the tokenizer's chat template."""
 
 from collections.abc import Sequence
+from itertools import chain
 
+from kochat_trl.data.records import Messages
 from kochat_trl.errors import UserError
+from kochat_trl.models.template import answer_shape, answered, appended, render
 
 from transformers import PreTrainedTokenizerBase
 
-Messages = Sequence[dict[str, str]]
-
-
 IGNORED = -100  # the label that cross-entropy leaves out
-
-
-def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt: bool = False) -> str:
-    """The template's text of `messages`; with `prompt`, up to where the assistant's answer starts."""
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
 
 
 def encode_after(tokenizer: PreTrainedTokenizerBase, befores: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
@@ -38,44 +33,43 @@ def encode_after(tokenizer: PreTrainedTokenizerBase, befores: Sequence[str], tex
     return [ids for ids in found if ids is not None]
 
 
+def encode_turns(tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Messages]) -> list[list[list[int]]]:
+    """The ids of each dialogue in its parts: prompt, answer, prompt, answer, ...; it may end with either.
+
+    An answer ends with its end; what the template writes after that begins the next prompt.
+    """
+    shape = answer_shape(tokenizer)
+    befores: list[str] = []
+    texts: list[str] = []
+    counts = []
+    for messages in dialogues:
+        text, start = "", len(texts)
+        for end in range(1 + (messages[0]["role"] == "system"), len(messages) + 1, 2):
+            prompt_text = appended(text, render(tokenizer, messages[:end], prompt=True))
+            befores.append(text)
+            texts.append(prompt_text[len(text) :])
+            if end < len(messages):
+                text = answered(tokenizer, shape, prompt_text, messages[: end + 1])
+                befores.append(prompt_text)
+                texts.append(text[len(prompt_text) :])
+        counts.append(len(texts) - start)
+    parts = iter(encode_after(tokenizer, befores, texts))
+    return [[next(parts) for _ in range(count)] for count in counts]
+
+
 def encode_dialogues(
     tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Messages]
 ) -> list[tuple[list[int], list[int]]]:
     """`(input_ids, labels)` of each dialogue, both of length (sequence,).
 
-    Labels are the ids on every assistant turn, its end-of-turn token included, and −100 elsewhere.
+    Labels are the ids on every assistant turn, its end included, and −100 elsewhere; the last id is the end of the last
+    answer.
     """
-    befores: list[str] = []
-    texts: list[str] = []  # of each dialogue in turn: prompt, answer, prompt, answer, ...
-    for messages in dialogues:
-        text = ""
-        for end in range(2, len(messages) + 1, 2):
-            prompt_text = appended(text, render(tokenizer, messages[: end - 1], prompt=True))
-            full_text = appended(prompt_text, render(tokenizer, messages[:end]))
-            befores += [text, prompt_text]
-            texts += [prompt_text[len(text) :], full_text[len(prompt_text) :]]
-            text = full_text
-    parts = iter(encode_after(tokenizer, befores, texts))
     encoded = []
-    for messages in dialogues:
-        input_ids: list[int] = []
-        labels: list[int] = []
-        for _ in range(0, len(messages) - 1, 2):
-            prompt_ids, answer_ids = next(parts), next(parts)
-            input_ids += prompt_ids + answer_ids
-            labels += [IGNORED] * len(prompt_ids) + answer_ids
-        encoded.append((input_ids, labels))
+    for parts in encode_turns(tokenizer, dialogues):
+        labels = [part if i % 2 else [IGNORED] * len(part) for i, part in enumerate(parts)]
+        encoded.append((list(chain(*parts)), list(chain(*labels))))
     return encoded
-
-
-def appended(before: str, text: str) -> str:
-    """`text`, which must begin with `before`."""
-    if text.startswith(before):
-        return text
-    raise UserError(
-        "the chat template rewrites earlier turns when a turn is added, so a dialogue has no fixed ids; use a template "
-        "that only appends"
-    )
 
 
 def encode_dialogue(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[int]]:
@@ -83,34 +77,32 @@ def encode_dialogue(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> t
     return encode_dialogues(tokenizer, [messages])[0]
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """The ids that a policy is given to answer each prompt."""
-    texts = [render(tokenizer, [{"role": "user", "content": prompt}], prompt=True) for prompt in prompts]
-    return encode_after(tokenizer, [""] * len(texts), texts)
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages]) -> list[list[int]]:
+    """The ids that a policy is given to answer each prompt: messages that end with the user's.
+
+    Where exchanges stand before it, they have the ids that they have in training.
+    """
+    return [list(chain(*parts)) for parts in encode_turns(tokenizer, prompts)]
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Messages) -> list[int]:
     """`encode_prompts` of one prompt."""
     return encode_prompts(tokenizer, [prompt])[0]
 
 
-def shorten_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int) -> list[int]:
-    """The ids of `prompt` in its template without as many tokens at its start as are over `max_length`.
+def shorten_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Messages, max_length: int) -> list[int]:
+    """The ids of `prompt` in its template, less as many tokens at the start of its last text as are over `max_length`.
 
-    Empty if nothing of the prompt is left then.
+    Empty if nothing of that text is left then.
     """
-    prompt = prompt.strip()
-    text = render(tokenizer, [{"role": "user", "content": prompt}], prompt=True)
-    start = text.find(prompt)
+    *before, last = prompt
+    own_text = last["content"].strip()
+    text = render(tokenizer, [*before, last | {"content": own_text}], prompt=True)
+    start = text.rfind(own_text)
     if start < 0:
         raise UserError("the chat template changes prompts, so they can't be cut; use `overlong: drop`")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = encoded["input_ids"]
-    own = [i for i, (low, high) in enumerate(encoded["offset_mapping"]) if start <= low < high <= start + len(prompt)]
+    ids, end = encoded["input_ids"], start + len(own_text)
+    own = [i for i, (low, high) in enumerate(encoded["offset_mapping"]) if start <= low < high <= end]
     excess = len(ids) - max_length
     return ids[: own[0]] + ids[own[excess] :] if len(own) > excess else []
-
-
-def conversation(prompt: str, answer: str) -> tuple[dict[str, str], dict[str, str]]:
-    """One exchange, as the messages of a chat template."""
-    return {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}

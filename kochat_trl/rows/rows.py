@@ -30,7 +30,8 @@ from kochat_trl.data.records import (
     summarize,
 )
 from kochat_trl.errors import UserError
-from kochat_trl.rows.encode import IGNORED, conversation, encode_dialogues, encode_prompts, shorten_prompt
+from kochat_trl.models import template
+from kochat_trl.rows.encode import IGNORED, encode_dialogues, encode_prompts, shorten_prompt
 from kochat_trl.settings.keys import DataArguments, Stage
 from kochat_trl.settings.parse import Arguments
 
@@ -133,7 +134,10 @@ def _tokenize(
             yield from _ROWS[stage](tokenizer, batch, limit, overlong == "truncate")
 
     key = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):  # all that makes a row of a record
+    for file in [
+        *sorted(Path(__file__).parent.glob("*.py")),
+        Path(template.__file__),
+    ]:  # all that makes a row of a record
         key.update(file.read_bytes())
     state = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map
     for part in (stage, limit, overlong, state, *records):
@@ -155,9 +159,9 @@ def _sft_rows(
 def _ranking_rows(
     tokenizer: PreTrainedTokenizerBase, batch: Sequence[Ranking], limit: int, cut: bool
 ) -> Iterator[dict[str, Any]]:
-    ranked = [[(rank, r.completions[i]) for rank, tier in enumerate(r.tiers) for i in tier] for r in batch]
-    turns = [conversation(r.prompt, text) for r, answers in zip(batch, ranked, strict=True) for _, text in answers]
-    encoded = iter(encode_dialogues(tokenizer, turns))
+    ranked = [[(rank, i) for rank, tier in enumerate(r.tiers) for i in tier] for r in batch]
+    dialogues = [r.messages(place) for r, answers in zip(batch, ranked, strict=True) for _, place in answers]
+    encoded = iter(encode_dialogues(tokenizer, dialogues))
     for answers in ranked:
         completions = [next(encoded)[0] for _ in answers]
         kept = fitting(completions, limit, cut)
@@ -190,10 +194,10 @@ def too_long(source: Source, tokens: int, limit: int) -> RecordError:
 def _prompt_rows(
     tokenizer: PreTrainedTokenizerBase, batch: Sequence[Prompt], limit: int, cut: bool
 ) -> Iterator[dict[str, Any]]:
-    for record, ids in zip(batch, encode_prompts(tokenizer, [record.prompt for record in batch]), strict=True):
+    for record, ids in zip(batch, encode_prompts(tokenizer, [record.messages for record in batch]), strict=True):
         tokens = len(ids)
         if cut and tokens > limit:
-            ids = shorten_prompt(tokenizer, record.prompt, limit)
+            ids = shorten_prompt(tokenizer, record.messages, limit)
         yield {"input_ids": ids, "tokens": tokens, "usable": 0 < len(ids) <= limit}
 
 

@@ -4,10 +4,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from kochat_trl.data.records import conversation
+from kochat_trl.models.heads import is_read_by_transformers
 from kochat_trl.models.loading import base_of_adapter, is_adapter
+from kochat_trl.models.template import answer_shape, render
 from kochat_trl.settings.parse import Arguments
 
 from huggingface_hub import ModelCardData
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 LICENCES = {"skt/kogpt2-base-v2": "cc-by-nc-sa-4.0"}  # of the bases that KoChatGPT uses, by the Hub's names for them
 MADE_OF, LOAD = "## Made of", "## Load"
@@ -24,6 +28,8 @@ def model_card(output_dir: Path, args: Arguments, metrics: dict[str, Any], hashe
         auto_class = "AutoModelForSequenceClassification" if stage == "Reward" else "AutoModelForCausalLM"
         load = f'{auto_class}.from_pretrained("{output_dir}")'
     data = [f"- reward model `{args.training.reward_model_path}`"] if stage == "PPO" else []
+    if args.training.trust_remote_code:
+        data.append(f"- code that comes with `{base}`, which was trusted (`trust_remote_code: true`)")
     for file in args.recipe.train_files:
         data.append(f"- `{file}`, SHA-256 `{hashes.get(file, 'unknown: it is no local file')}`")
     defaults = {f.name: f.default for part in (args.training, args.model, args.recipe) for f in fields(part)}
@@ -45,7 +51,29 @@ def model_card(output_dir: Path, args: Arguments, metrics: dict[str, Any], hashe
     return "\n\n".join(parts)
 
 
-def merged_card(output_dir: Path, adapter: str, base: str, auto_class: str) -> str:
+def how_to_load(output_dir: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, reward: bool) -> str:
+    """Python that loads a merged model, and where it isn't plain, what a score is read from."""
+    if not reward:
+        return f'AutoModelForCausalLM.from_pretrained("{output_dir}")'
+    load = f'AutoModelForSequenceClassification.from_pretrained("{output_dir}")'
+    if not is_read_by_transformers(config):
+        load = f"""# transformers has no sequence classifier of the type {config.model_type}: kochat_trl loads it.
+load_reward_model("{output_dir}", ModelArguments(dtype="float32"), load_tokenizer("{output_dir}"))"""
+    end = answer_shape(tokenizer).end
+    more = []
+    if config.pad_token_id is None:
+        more = ["# One text at a time: the tokenizer has no token to pad with but the one that ends an answer."]
+    if not render(tokenizer, conversation("가", "나")).endswith(end):
+        more += [
+            "# A score is read at the token that ends the answer: leave out what the chat template writes after it.",
+            "text = tokenizer.apply_chat_template(messages, tokenize=False)",
+            f'text = text[: text.rindex("{end}") + len("{end}")]',
+            'model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits',
+        ]
+    return "\n".join([load, *more])
+
+
+def merged_card(output_dir: Path, adapter: str, base: str, load: str) -> str:
     """The card of an adapter merged into its base: what the adapter's own card says, and how to load the model."""
     card = Path(adapter) / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
@@ -54,7 +82,7 @@ def merged_card(output_dir: Path, adapter: str, base: str, auto_class: str) -> s
         _card_head(output_dir.name, base, "transformers", "merged"),
         f"The LoRA adapter `{adapter}` merged into its base, `{base}`. {_licence(base)}",
         *([made_of] if made_of else []),
-        f'{LOAD}\n\n```\n{auto_class}.from_pretrained("{output_dir}")\n```\n',
+        f"{LOAD}\n\n```\n{load}\n```\n",
     ]
     return "\n\n".join(parts)
 

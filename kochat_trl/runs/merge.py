@@ -6,20 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from kochat_trl.data.probes import PROBES
+from kochat_trl.data.records import conversation
 from kochat_trl.errors import UserError
 from kochat_trl.files import check_output_dir, full_disk_told, set_aside
-from kochat_trl.models.heads import has_score_head
-from kochat_trl.models.loading import (
-    base_of_adapter,
-    is_adapter,
-    load_adapter,
-    load_causal_lm,
-    load_reward_model,
-    positions_of,
-)
+from kochat_trl.models.heads import has_score_head, is_read_by_transformers
+from kochat_trl.models.loading import base_of_adapter, is_adapter, load_policy, load_reward_model, positions_of
+from kochat_trl.models.remote import remote_code_allowed
+from kochat_trl.models.template import answer_shape, generation_ids
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.rows.encode import encode_dialogue, encode_prompt
-from kochat_trl.runs.cards import merged_card
+from kochat_trl.runs.cards import how_to_load, merged_card
 from kochat_trl.settings.keys import ModelArguments
 
 import torch
@@ -27,6 +23,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -52,31 +49,27 @@ def merge_adapter(adapter: str, output: str | Path) -> float:
     base, revision = base_of_adapter(adapter)
     tokenizer = load_tokenizer(adapter)
     exact = ModelArguments(dtype="float32", model_revision=revision)
-    model: Any
-    if has_score_head(adapter):
-        auto_class: Any = AutoModelForSequenceClassification
-        model = load_reward_model(adapter, exact, tokenizer)
-    else:
-        auto_class = AutoModelForCausalLM
-        model = load_adapter(load_causal_lm(base, exact, tokenizer), adapter)
-    model.eval()
+    reward = has_score_head(adapter)
+    load = load_reward_model if reward else load_policy
+    model: Any = load(adapter, exact, tokenizer).eval().to("cpu")
     before = _logits(model, tokenizer)
     merged: PreTrainedModel = model.merge_and_unload()
     merged.config._name_or_path = base
-    if auto_class is AutoModelForCausalLM:
-        merged.generation_config = GenerationConfig(
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            max_new_tokens=min(128, (positions_of(merged.config) or 256) // 2),
-        )
+    if reward:
+        merged.config.pad_token_id = merged.config.get_text_config().pad_token_id = pad_apart_from_end(tokenizer)
+    else:
+        half = (positions_of(merged.config) or 256) // 2
+        ids = generation_ids(tokenizer) | {"bos_token_id": None}  # which the chat template writes
+        merged.generation_config = GenerationConfig(**ids, max_new_tokens=min(128, half))
     unfinished = output.with_name(f"{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a merge that was killed
     with full_disk_told(output.parent):
         merged.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        (unfinished / "README.md").write_text(merged_card(output, adapter, base, auto_class.__name__), encoding="utf-8")
+        how = how_to_load(output, merged.config, tokenizer, reward)
+        (unfinished / "README.md").write_text(merged_card(output, adapter, base, how), encoding="utf-8")
 
-    reloaded, info = auto_class.from_pretrained(unfinished, dtype=torch.float32, output_loading_info=True)
+    reloaded, info = _read_back(str(unfinished), merged.config, reward)
     missing = {key: names for key, names in info.items() if names}
     if missing:
         raise UserError(
@@ -97,6 +90,31 @@ def merge_adapter(adapter: str, output: str | Path) -> float:
     return difference
 
 
+def pad_apart_from_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Let `tokenizer` pad with a token that ends no answer, and return its id; None if it has no other special token.
+
+    transformers' classifiers read a score at the last token that isn't the pad token: where that ends answers too, they
+    read one token before the end. Without a pad id they read at the last token of a single text. No token is added.
+    """
+    end = answer_shape(tokenizer).end_id
+    special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+    named = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer.all_special_ids]
+    pad = next((i for i in (*named, *special) if i is not None and i != end), None)
+    if pad is not None and pad != tokenizer.pad_token_id:
+        tokenizer.pad_token = str(tokenizer.convert_ids_to_tokens(pad))
+    return pad
+
+
+def _read_back(folder: str, config: PretrainedConfig, reward: bool) -> tuple[Any, dict[str, Any]]:
+    """The model in a folder as transformers loads it, or as we do where it can't; and what it says of the weights."""
+    if reward and not is_read_by_transformers(config):
+        model: Any = load_reward_model(folder, ModelArguments(dtype="float32"), load_tokenizer(folder))
+        return model.to("cpu"), {}
+    auto_class: Any = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+    trusted = {"trust_remote_code": remote_code_allowed()}
+    return auto_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **trusted)
+
+
 def _failed(unfinished: Path) -> Path:
     """Rename a merge that failed, so that nothing takes it for a finished one."""
     failed = unfinished.with_suffix(".failed")
@@ -108,7 +126,7 @@ def _failed(unfinished: Path) -> Path:
 def _logits(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[torch.Tensor]:
     rows = []
     for prompt, answer in PROBES:
-        messages = ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
-        rows.append(torch.tensor([encode_dialogue(tokenizer, messages)[0]]))
-        rows.append(torch.tensor([encode_prompt(tokenizer, prompt)]))
+        messages = conversation(prompt, answer)
+        for ids in (encode_dialogue(tokenizer, messages)[0], encode_prompt(tokenizer, messages[:1])):
+            rows.append(torch.tensor([ids[-(positions_of(model.config) or len(ids)) :]]))
     return [model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for ids in rows]

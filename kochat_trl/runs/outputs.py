@@ -18,6 +18,7 @@ from typing import Any
 
 from kochat_trl.errors import UserError
 from kochat_trl.files import check_output_dir, full_disk_told, replace_file, set_aside
+from kochat_trl.models.remote import allow_remote_code
 from kochat_trl.rows.rows import DataReport
 from kochat_trl.runs.cards import model_card
 from kochat_trl.settings.keys import Stage
@@ -61,6 +62,8 @@ def start_run(stage: Stage) -> Arguments:
     if checkpoint is None and args.recipe.overwrite_output_dir and state.is_main_process:
         set_aside(output_dir)
     state.wait_for_everyone()
+    if args.training.trust_remote_code:
+        allow_remote_code("trust_remote_code: true")
     set_seed(args.training.seed)
     return args
 

@@ -12,11 +12,13 @@ Stage = Literal["sft", "reward", "ppo"]
 # Keys of TRL's classes that have no effect in these recipes. Setting one is an error rather than a silence.
 UNUSED_KEYS = {"bnb_4bit_quant_storage", "chat_template_path", "dataset_kwargs", "eos_token", "hub_model_id"}
 UNUSED_KEYS |= {"hub_token", "lora_modules_to_save", "lora_target_parameters", "lora_task_type"}
-UNUSED_KEYS |= {"model_init_kwargs", "pad_token", "push_to_hub", "trust_remote_code"}
+UNUSED_KEYS |= {"model_init_kwargs", "pad_token", "push_to_hub"}
 UNUSED_BY_PPO = {"dataset_num_proc", "ds3_gather_for_generation", "max_steps", "model_adapter_name"}
 UNUSED_BY_PPO |= {"model_name_or_path", "ref_adapter_name"}
 REWARD_ONLY = {"loss", "pairs", "rank_margins", "ranking_order"}
-LORA_SHAPE = {"lora_r", "lora_alpha", "lora_target_modules", "use_rslora", "use_dora"}  # settled by SFT, for PPO
+# What an adapter has settled for a run that goes on with it, as PPO does with SFT's, and its name in PEFT's config.
+LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_target_modules": "target_modules"}
+LORA_FIELDS |= {"use_rslora": "use_rslora", "use_dora": "use_dora"}
 UNUSED: dict[Stage, set[str]] = {
     "sft": UNUSED_KEYS | REWARD_ONLY | {"max_prompt_length"},
     "reward": UNUSED_KEYS | {"max_prompt_length"},

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn
 
 from kochat_trl.errors import UserError, nearest
 from kochat_trl.settings.checks import check_values
-from kochat_trl.settings.keys import LORA_SHAPE, UNUSED, UNUSED_KEYS, ModelArguments, RecipeArguments, Stage
+from kochat_trl.settings.keys import LORA_FIELDS, UNUSED, UNUSED_KEYS, ModelArguments, RecipeArguments, Stage
 from kochat_trl.settings.ppo import PPOConfig
 
 import torch
@@ -213,7 +213,9 @@ def _read_config(path: Path, stage: Stage, children: list[Path]) -> tuple[dict[s
 def _keys(stage: Stage) -> set[str]:
     """The keys that a file for all stages may set for `stage`."""
     classes = (training_config(stage), ModelArguments, RecipeArguments)
-    return {f.name for c in classes for f in fields(c)} - UNUSED[stage] - (LORA_SHAPE if stage == "ppo" else set())
+    return (
+        {f.name for c in classes for f in fields(c)} - UNUSED[stage] - (set(LORA_FIELDS) if stage == "ppo" else set())
+    )
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:

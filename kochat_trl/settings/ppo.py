@@ -71,6 +71,8 @@ class PPOConfig(TrainingArguments):
     kl_limit: float | None = field(default=None, metadata={"help": "Nats a response: a KL beyond it stops the run."})
     guard_updates: int = field(default=20, metadata={"help": "Updates in which nothing ends that stop the run."})
 
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the base model."})
+
     # Worked out by the trainer, under TRL's names
     num_total_batches: int | None = _derived()  # updates
     local_batch_size: int | None = _derived()  # responses of a rollout: of a process, and of all

@@ -7,19 +7,22 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 
 from kochat_trl.cli.main import make_parser
+from kochat_trl.data.records import conversation
 from kochat_trl.desk.curation.show import collator
 from kochat_trl.desk.sample.sample import write_sample_data
+from kochat_trl.models import remote
 from kochat_trl.models.loading import load_causal_lm, new_reward_model
 from kochat_trl.ppo.rollout import Rollout
 from kochat_trl.reward.trainer import RankingTrainer
-from kochat_trl.rows.encode import conversation, encode_dialogue
+from kochat_trl.rows.encode import encode_dialogue
 from kochat_trl.rows.rows import build_dataset
 from kochat_trl.settings.keys import ModelArguments, RecipeArguments
-from tests.tiny import ROOT
+from tests.tiny import ROOT, run_script
 
 import pytest
 import yaml
@@ -94,6 +97,37 @@ def test_the_example_of_each_help_runs(name, kochat, project):
         code, printed = kochat(*example[1:])
         assert code == 1
         assert "exists already" in printed
+
+
+LOADS_MODELS = {"check", "show", "convert", "clean", "rank", "eval", "score", "generate", "chat", "report"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_loads_a_model_may_be_told_to_run_its_code(name):
+    assert ("--trust-remote-code" in COMMANDS[name].format_help()) == (name.split()[-1] in LOADS_MODELS)
+
+
+def test_code_of_a_model_runs_only_where_told(kochat, write, tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_allowed", False)  # put back afterwards
+    folder, ran = shutil.copytree(tiny_base, tmp_path / "base"), tmp_path / "ran"
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "code.OwnConfig"}}
+    config = json.loads((folder / "config.json").read_text()) | own
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(
+        f"open({str(ran)!r}, 'w')\nfrom transformers import GPT2Config\n\n\nclass OwnConfig(GPT2Config):\n"
+        "    model_type = 'own'\n"
+    )
+    command = ("data", "check", write("a.jsonl", '[{"prompt": "가나다"}]'), "--tokenizer", folder)
+    with suppress(ValueError):
+        assert kochat(*command)[0] == 1
+    assert not ran.exists()
+    code, printed = kochat(*command, "--trust-remote-code")
+    assert code == 0, printed
+    assert ran.exists()
+    monkeypatch.setattr(remote, "_allowed", False)
+    with pytest.raises(SystemExit):  # it is no adapter
+        run_script("scripts/merge_lora.py", "--adapter", folder, "--output", tmp_path / "m", "--trust-remote-code")
+    assert remote.remote_code_allowed()
 
 
 def test_help_is_quick():
@@ -213,7 +247,7 @@ def test_ppo_s_prompts_are_shown_as_its_trainer_takes_them(kochatgpt_files, tiny
     """Padded as in a micro-batch of responses of one token, but for that token."""
     prompts = build_dataset([kochatgpt_files["ppo"]], "ppo", tiny_tokenizer)[0]["input_ids"]
     batch = collator("ppo", tiny_tokenizer, SimpleNamespace(engine="kochat"))([{"input_ids": ids} for ids in prompts])
-    rollout = Rollout.of(list(prompts), [[1] for _ in prompts], 1, None, False, "cpu")
+    rollout = Rollout.of(list(prompts), [[1] for _ in prompts], 1, (), False, "cpu")
     taken = rollout.micro_batch(range(len(prompts)))
     assert batch["attention_mask"].tolist() == taken.attention_mask[:, 1:].tolist()
     for shown, row, last in zip(batch["input_ids"], taken.input_ids, taken.starts, strict=True):

@@ -5,8 +5,9 @@ import unicodedata
 
 from kochat_trl.data.readers import read_records
 from kochat_trl.errors import UserError
+from kochat_trl.models.template import render
 from kochat_trl.models.tokenizer import CHAT_TEMPLATE, load_tokenizer
-from kochat_trl.rows.encode import encode_dialogue, render
+from kochat_trl.rows.encode import encode_dialogue
 from tests.tiny import gpt2_config
 
 import pytest
@@ -109,9 +110,9 @@ def test_another_model_keeps_its_own_template(chatml_folder):
     assert tokenizer.pad_token == "<|im_end|>"  # it had none, and no token is added
     turns = ({"role": "user", "content": "안녕하세요"}, {"role": "assistant", "content": "\n반갑습니다"})
     ids, labels = encode_dialogue(tokenizer, turns * 2)
-    answer = "\n반갑습니다<|im_end|>\n"
+    answer = "\n반갑습니다<|im_end|>"  # the newline after it stands before the next turn
     assert tokenizer.decode([label for label in labels if label != -100]) == answer * 2
-    assert tokenizer.decode(ids) == render(tokenizer, turns * 2)
+    assert tokenizer.decode(ids) == render(tokenizer, turns * 2).removesuffix("\n")
 
 
 def test_refuses_more_entries_than_the_embedding(chatml_folder):

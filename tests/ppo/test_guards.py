@@ -188,7 +188,7 @@ def test_a_policy_that_can_not_be_trained_is_refused(build, folders):
 
 
 def test_logits_that_change_after_the_head_are_refused(build, folders):
-    with pytest.raises(UserError, match="changes its logits after the head"):
+    with pytest.raises(UserError, match="does something to its logits that is not known here"):
         build(capped(folders))
 
 

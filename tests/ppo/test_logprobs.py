@@ -1,7 +1,8 @@
 """log-probabilities in small parts against torch.log_softmax over all the scores at once."""
 
+from kochat_trl.models.heads import LMHead
 from kochat_trl.ppo import logprobs as module
-from kochat_trl.ppo.logprobs import CHUNK, token_logprobs
+from kochat_trl.ppo.logprobs import CHUNK
 
 import pytest
 import torch
@@ -17,6 +18,10 @@ class Doubled(nn.Linear):
 
     def forward(self, x):
         return 2 * super().forward(x)
+
+
+def token_logprobs(head, *inputs):
+    return module.token_logprobs(LMHead(head), *inputs)
 
 
 def random(*shape, seed=0):
@@ -60,6 +65,34 @@ def test_equals_log_softmax(n, trains, bias, temperature):
     expected = with_gradients(reference, head, hidden, tokens, temperature)
     assert len(ours) == 3 + trains * (1 + bias)
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+# Of scores around 100, a cap of 30 leaves next to nothing as it was, and a factor of 1/8 makes another distribution.
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("factor", "cap"), [(1.0, 30.0), (0.125, None), (16.0, None), (0.5, 30.0)])
+@pytest.mark.parametrize("trains", [False, True])
+def test_logits_that_are_capped_or_scaled(trains, factor, cap, temperature):
+    """As the models write it, in float64; the gradients by autograd, and by finite differences."""
+    head, (hidden, tokens) = make_head(trains), make_inputs(40)
+    with torch.no_grad():
+        head.weight *= 30
+
+    def plain(head, hidden, tokens, temperature):
+        logits = head(hidden) * factor
+        logits = logits if cap is None else torch.tanh(logits / cap) * cap
+        return reference(lambda _: logits, hidden, tokens, temperature)
+
+    def ours(head, *inputs):
+        return module.token_logprobs(LMHead(head, factor, cap), *inputs)
+
+    found = with_gradients(ours, head, hidden, tokens, temperature)
+    expected = with_gradients(plain, head, hidden, tokens, temperature)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    left_out = with_gradients(token_logprobs, head, hidden, tokens, temperature)
+    for ours_, plain_, without in zip(found, expected, left_out, strict=True):
+        assert (without - plain_).abs().max() > 1e-2 > (ours_ - plain_).abs().max()
+    few = hidden[:3].detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda *_: ours(head, few, tokens[:3], temperature)[0], [few], atol=1e-4)
 
 
 def test_temperature_is_1_by_default():

@@ -84,7 +84,7 @@ def test_adapters_on_a_bfloat16_backbone_are_float32(folders):
     roles = one_backbone(backbone, folders.sft, folders.reward)
     dtypes = {p.dtype for name, p in roles.named_parameters() if "lora_" in name or "head" in name.split(".")[1]}
     assert dtypes == {torch.float32}
-    assert roles.policy.head.weight.dtype == torch.bfloat16
+    assert roles.policy.head.linear.weight.dtype == torch.bfloat16
     hidden, values = read(roles.value)
     assert (hidden.dtype, values.dtype) == (torch.bfloat16, torch.float32)
     exact = read(folders.roles().value)

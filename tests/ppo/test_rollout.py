@@ -2,6 +2,7 @@
 
 from statistics import mode
 
+from kochat_trl.models.heads import lm_head
 from kochat_trl.ppo import rollout
 from kochat_trl.ppo.roles import Role, separate_models
 from kochat_trl.ppo.rollout import MicroBatch, Rollout, sample_responses, seed_of
@@ -44,7 +45,7 @@ def role_of(model) -> Role:
     return Role(model, model.get_output_embeddings(), None)
 
 
-def sample(policy, prompts=PROMPTS, seeds=SEEDS, length=LENGTH, temperature=1.0, stop=STOP, batch_size=64):
+def sample(policy, prompts=PROMPTS, seeds=SEEDS, length=LENGTH, temperature=1.0, stop=(STOP,), batch_size=64):
     return sample_responses(policy, prompts, seeds, length, temperature, stop, batch_size)
 
 
@@ -79,9 +80,9 @@ def test_samples_equal_the_loop(kind, temperature):
     model = causal_lm(kind)
     prompts, seeds = PROMPTS * 3, [seed_of(kind, i) for i in range(len(PROMPTS) * 3)]
     expected = naive_sample(model, prompts, seeds, temperature)
-    assert sample(role_of(model), prompts, seeds, temperature=temperature, stop=None, batch_size=7) == expected
+    assert sample(role_of(model), prompts, seeds, temperature=temperature, stop=(), batch_size=7) == expected
     stop = mode(token for response in expected for token in response)
-    ours = sample(role_of(model), prompts, seeds, temperature=temperature, stop=stop, batch_size=7)
+    ours = sample(role_of(model), prompts, seeds, temperature=temperature, stop=[stop], batch_size=7)
     assert ours == [cut(response, stop) for response in expected]
     assert len({len(response) for response in ours}) > 2
 
@@ -105,7 +106,7 @@ def test_a_response_ends_with_the_stop_token_or_at_its_length(kind, length):
         assert STOP not in response[:-1]
         assert len(response) == length or response[-1] == STOP
     assert any(response[-1] == STOP for response in responses)
-    longer = sample(role_of(causal_lm(kind)), prompts, seeds, length=length, stop=None)
+    longer = sample(role_of(causal_lm(kind)), prompts, seeds, length=length, stop=())
     assert all(response == other[: len(response)] for response, other in zip(responses, longer, strict=True))
 
 
@@ -133,7 +134,7 @@ def test_nothing_is_computed_after_the_last_stop_token():
     model = causal_lm("gpt2")
     stop = naive_sample(model, [[3]], [102])[0][0]
     shapes = calls_of(model)
-    assert sample(role_of(model), [[3]], [102], stop=stop) == [[stop]]
+    assert sample(role_of(model), [[3]], [102], stop=[stop]) == [[stop]]
     assert len(shapes) == 1
 
 
@@ -150,7 +151,7 @@ def test_frequencies_are_the_chances(kind, temperature):
     """Of the first token, and of the second whatever the first was: within 4.5 sigma of 20,000 draws."""
     model, draws = causal_lm(kind), 20_000
     seeds = [seed_of("frequencies", i) for i in range(draws)]
-    tokens = torch.tensor(sample(role_of(model), [[5, 9]] * draws, seeds, 2, temperature, None, draws))
+    tokens = torch.tensor(sample(role_of(model), [[5, 9]] * draws, seeds, 2, temperature, (), draws))
     first = chances(model, [5, 9], temperature)
     second = sum(first[token] * chances(model, [5, 9, token], temperature) for token in range(VOCAB))
     other = chances(model, [5, 9], temperature * 1.2)  # which these are not
@@ -207,9 +208,9 @@ def test_gradient_checkpointing_changes_no_sample(kind):
 def test_samples_of_an_adapter_equal_the_loop(kind):
     targets = {"gpt2": ["c_attn", "c_fc"], "llama": ["q_proj", "down_proj"]}[kind]
     config = LoraConfig(r=4, target_modules=targets, fan_in_fan_out=kind == "gpt2", init_lora_weights=False)
-    base = sample(role_of(causal_lm(kind)), stop=None)
+    base = sample(role_of(causal_lm(kind)), stop=())
     model = get_peft_model(causal_lm(kind), config)
-    ours = sample(Role(model, model.get_base_model().lm_head, "default"), stop=None)
+    ours = sample(Role(model, lm_head(model), "default"), stop=())
     assert ours == naive_sample(model)
     assert ours != base
 
@@ -230,7 +231,7 @@ def test_seeds_differ():
 # The rollout's tensors.
 
 
-def rollout_of(responses, length=4, stop=STOP, score_after_eos=False, prompts=None):
+def rollout_of(responses, length=4, stop=(STOP,), score_after_eos=False, prompts=None):
     prompts = prompts or [[5 + i] * (i + 1) for i in range(len(responses))]
     return Rollout.of(prompts, responses, length, stop, score_after_eos, "cpu")
 
@@ -263,7 +264,7 @@ def test_no_state_after_a_response_that_is_cut():
 
 
 def test_without_a_stop_token_no_response_ends():
-    assert not rollout_of([[3, 1], [4, 0]], length=2, stop=None).ended.any()
+    assert not rollout_of([[3, 1], [4, 0]], length=2, stop=()).ended.any()
 
 
 def test_a_micro_batch_by_hand():

@@ -1,7 +1,8 @@
 """PPOTrainer on tiny random models: the same updates however it is set up, and what they learn."""
 
 from kochat_trl.models.heads import has_score_head
-from kochat_trl.ppo.roles import HEAD, switch_dropout_off
+from kochat_trl.models.loading import ADAPTER_HEAD
+from kochat_trl.ppo.roles import switch_dropout_off
 from tests.ppo.helpers import (
     ADAPTER,
     EOS,
@@ -103,7 +104,7 @@ def test_shared_value_learns_with_the_policy(build, models):
     assert max(float(weight.abs().max()) for name, weight in moved.items() if "value_head" not in name) > 1e-3
     trainer.save_model()
     file = "value/head.safetensors" if models is whole_models else VALUE
-    name = "score.weight" if models is whole_models else HEAD
+    name = "score.weight" if models is whole_models else ADAPTER_HEAD
     torch.testing.assert_close(load_file(output_of(trainer) / file)[name].to(heads[0].dtype), heads[0])  # from 0
 
 

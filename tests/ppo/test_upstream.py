@@ -7,6 +7,7 @@ of b responses of t tokens, and d = log π − log π_ref.
 from copy import deepcopy
 from math import e, log
 
+from kochat_trl.models.heads import lm_head
 from kochat_trl.ppo import objective
 from kochat_trl.ppo.roles import Role
 from kochat_trl.ppo.rollout import sample_responses
@@ -195,7 +196,7 @@ def test_our_samples_come_from_the_whole_distribution_that_is_scored():
     model.lm_head = nn.Linear(4, 5)
     nn.init.zeros_(model.lm_head.weight)
     model.lm_head.bias.data = probabilities.log().float()
-    draws = sample_responses(Role(model, model.lm_head, None), [[0]] * 2000, range(2000), 1, 1.0, None, 2000)
+    draws = sample_responses(Role(model, lm_head(model), None), [[0]] * 2000, range(2000), 1, 1.0, (), 2000)
     counts = torch.tensor(draws).flatten().bincount(minlength=5)
     assert ((counts - 2000 * probabilities).abs() < 5 * (2000 * probabilities * (1 - probabilities)).sqrt()).all()
     assert counts[2:].sum() > 500

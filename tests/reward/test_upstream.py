@@ -55,7 +55,9 @@ def test_sft_labels_are_upstream_s_and_the_mask_is_not(tiny_tokenizer):
         for ids, start, length in zip(ours["input_ids"], starts, lengths, strict=True)
     ]
     # The split is by our labels: hold it against the prompts themselves.
-    assert [prompt for prompt, _ in rows] == [encode_prompt(tiny_tokenizer, turn[0]) for turn in (SHORT, LONG)]
+    assert [prompt for prompt, _ in rows] == [
+        encode_prompt(tiny_tokenizer, dialogue(turn[0])) for turn in (SHORT, LONG)
+    ]
     assert padding != end
     theirs = upstream_sft_batch(rows, end)
     assert lengths[0] < lengths[1] == ours["input_ids"].shape[1]

@@ -1,17 +1,18 @@
 """Text → ids and labels: what a prompt is, what is trained on, and a template that would shift either."""
 
 from kochat_trl.data.readers import read_records
-from kochat_trl.data.records import Dialogue, parse_preference, parse_sft
+from kochat_trl.data.records import Dialogue, conversation, parse_preference, parse_sft
 from kochat_trl.desk.curation.convert import text_rows
 from kochat_trl.errors import UserError
+from kochat_trl.models.template import render
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.rows.encode import (
     IGNORED,
-    conversation,
     encode_after,
     encode_dialogue,
+    encode_dialogues,
     encode_prompt,
-    render,
+    encode_prompts,
     shorten_prompt,
 )
 from kochat_trl.settings.keys import DataArguments
@@ -25,21 +26,21 @@ def test_a_template_that_rewrites_is_refused(tiny_tokenizer, monkeypatch):
     thinking = tiny_tokenizer.chat_template + "{% if add_generation_prompt %}<think></think>{% endif %}"
     monkeypatch.setattr(tiny_tokenizer, "chat_template", thinking)
     for use in (
-        lambda: list(text_rows(Dialogue(conversation("가", "나")), 0, DataArguments(), tiny_tokenizer)),
+        lambda: list(text_rows(Dialogue(("가", "나")), 0, DataArguments(), tiny_tokenizer)),
         lambda: encode_dialogue(tiny_tokenizer, conversation("가", "나")),
     ):
-        with pytest.raises(UserError, match="the chat template rewrites"):
+        with pytest.raises(UserError, match="the chat template lets an answer begin after '<think></think>'"):
             use()
     monkeypatch.setattr(tiny_tokenizer, "chat_template", "{{ messages[0]['content'] | upper }}")
     with pytest.raises(UserError, match="the chat template changes prompts"):
-        shorten_prompt(tiny_tokenizer, "abc " * 9, 5)
+        shorten_prompt(tiny_tokenizer, conversation("abc " * 9), 5)
 
 
 def test_ids_do_not_fuse_across_the_boundary(shared):
     """kogpt2 has a token for ':(': tokenizing the whole text would change the prompt's last token."""
     tokenizer = load_tokenizer(str(shared / "kogpt2-tokenizer"))
-    prompt = encode_prompt(tokenizer, "뭐라고 썼어?")
-    turns = ({"role": "user", "content": "뭐라고 썼어?"}, {"role": "assistant", "content": "(웃음) 그냥요."})
+    prompt = encode_prompt(tokenizer, conversation("뭐라고 썼어?"))
+    turns = conversation("뭐라고 썼어?", "(웃음) 그냥요.")
     assert tokenizer.encode(render(tokenizer, turns))[: len(prompt)] != prompt
     ids, labels = encode_dialogue(tokenizer, turns)
     assert ids[: len(prompt)] == prompt
@@ -71,12 +72,12 @@ def test_every_real_record(shared):
     assert (len(dialogues), len(rankings), len(chats)) == (1041, 571 + 4, 11_823)
     assert sum(len(ranking.pairs()) for ranking in rankings) == 571 + 4 * 3
     dialogues += chats
-    dialogues += [Dialogue(conversation(r.prompt, text)) for r in rankings for text in r.completions]
-    for dialogue in dialogues:
-        ids, labels = encode_dialogue(tokenizer, dialogue.messages)
+    dialogues += [Dialogue((r.prompt, text)) for r in rankings for text in r.completions]
+    encoded = encode_dialogues(tokenizer, [dialogue.messages for dialogue in dialogues])
+    prompts = encode_prompts(tokenizer, [dialogue.messages[:1] for dialogue in dialogues])
+    for dialogue, (ids, labels), first in zip(dialogues, encoded, prompts, strict=True):
         assert len(ids) == len(labels)
         # The prompt of each assistant turn, as inference would encode it, is a prefix.
-        first = encode_prompt(tokenizer, dialogue.messages[0]["content"])
         assert ids[: len(first)] == first
         # Each span of labels is one assistant turn and its </s>.
         spans, span = [], []

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from kochat_trl.data.rankings import ranking_tiers, tier_pairs
 from kochat_trl.data.readers import file_format, read_records
-from kochat_trl.data.records import Dialogue, Prompt, Ranking, parse_preference, parse_prompt, parse_sft
+from kochat_trl.data.records import Dialogue, Prompt, Ranking, conversation, parse_preference, parse_prompt, parse_sft
 from kochat_trl.errors import UserError
+from kochat_trl.models.template import render
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.rows import rows
-from kochat_trl.rows.encode import conversation, encode_dialogue, render
+from kochat_trl.rows.encode import encode_dialogue
 from kochat_trl.rows.rows import build_dataset
 from kochat_trl.settings.keys import DataArguments
 from tests.tiny import parsed
@@ -36,10 +37,7 @@ def test_array_named_jsonl_and_json_lines_read_alike(write):
     records = [{"prompt": "가", "completion": "나", "tokens": 3}, {"prompt": "다\n라", "completion": "마"}]
     array = write("array.jsonl", "\ufeff" + json.dumps(records, indent=4))  # escaped, with a BOM
     lines = write("lines.jsonl", "\n\n".join(json.dumps(r, ensure_ascii=False) for r in records) + "\r\n")
-    expected = [
-        Dialogue(({"role": "user", "content": "가"}, {"role": "assistant", "content": "나"})),
-        Dialogue(({"role": "user", "content": "다\n라"}, {"role": "assistant", "content": "마"})),
-    ]
+    expected = [Dialogue(("가", "나")), Dialogue(("다\n라", "마"))]
     assert parsed(array, parse_sft) == parsed(lines, parse_sft) == expected
     assert [(r.source.index, r.source.line) for r in read_records(array)] == [(0, 2), (1, 7)]
     assert [(r.source.index, r.source.line) for r in read_records(lines)] == [(0, 1), (1, 3)]
@@ -219,7 +217,7 @@ def test_csv_and_plain_text(write):
     csv_file = write("chat.txt", 'Q,A,label\r\n"가, 나","다\r\n""라""",0\r\n')
     (raw,) = read_records(csv_file)
     assert raw.fields == {"Q": "가, 나", "A": '다\r\n"라"', "label": "0"}
-    assert parse_sft(raw) == Dialogue(conversation("가, 나", '다\r\n"라"'))
+    assert parse_sft(raw) == Dialogue(("가, 나", '다\r\n"라"'))
     assert parse_prompt(raw) == Prompt("가, 나")
     text = write("seed.jsonl", "가\n\n나, 다\n")
     assert [raw.fields["prompt"] for raw in read_records(text)] == ["가", "", "나, 다"]  # an empty line is a record
@@ -382,7 +380,7 @@ def test_tokenized_rows_are_cached_until_something_changes(write, tiny_tokenizer
 
     def spy(tokenizer, prompts):
         calls.append(len(prompts))
-        return [[1, 2, len(prompt)] for prompt in prompts]
+        return [[1, 2, len(messages[-1]["content"])] for messages in prompts]
 
     monkeypatch.setattr("kochat_trl.rows.rows.encode_prompts", spy)
     path = write("ppo.jsonl", '[{"prompt": "캐시 하나"}, {"prompt": "캐시 둘입니다"}]')

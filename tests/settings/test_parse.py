@@ -153,7 +153,6 @@ def test_resolved_is_a_config_again(write, stage):
         ("load_in_8bit: true\nload_in_4bit: true", "8 bit and 4 bit precision at the same time"),
         ("dtype: half", "key 'dtype': found 'half', expected 'auto' or"),
         ("hub_token: secret", "'hub_token' has no effect in these recipes"),
-        ("trust_remote_code: true", "'trust_remote_code' has no effect in these recipes"),
         ("lora_r: 1\nlora_r: 2", "line 3: key 'lora_r' is set twice"),
         ("lora_r: [", "broken YAML"),
     ],

@@ -7,11 +7,13 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from kochat_trl.data.records import Prompt, conversation
 from kochat_trl.desk.answers.likeness import distinct
 from kochat_trl.errors import UserError, nearest
 from kochat_trl.models.loading import positions_of
+from kochat_trl.models.template import answer_shape, answer_text, generation_ids, render, stop_ids
 from kochat_trl.reward.score import score_ids
-from kochat_trl.rows.encode import encode_after, encode_prompts, render
+from kochat_trl.rows.encode import encode_prompt, encode_prompts
 
 import torch
 import yaml
@@ -29,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = _DECODING["presets"]
 
 @dataclass(frozen=True)
 class Response:
-    """A response: its text, and its ids, the end-of-sequence token among them where the model `ended` it itself."""
+    """A response: its text, and its ids, the token that ends it among them where the model `ended` it itself."""
 
     text: str
     ids: tuple[int, ...]
@@ -60,9 +62,8 @@ def decoding(preset: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _config(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
-        return GenerationConfig(**ids | settings)
+        return GenerationConfig(**generation_ids(tokenizer) | settings)
     except (ValueError, TypeError) as error:
         raise UserError(f"--set: {error}") from None
 
@@ -71,7 +72,7 @@ def _config(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Gen
 def generate_answers(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     settings: dict[str, Any],
     batch_size: int = 64,
     seed: int = 0,
@@ -84,7 +85,7 @@ def generate_answers(
     torch.manual_seed(seed)
     model.eval()
     config = _config(settings, tokenizer)
-    ids = encode_prompts(tokenizer, prompts)
+    ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts])
     check_room(model, max(map(len, ids), default=0), settings["max_new_tokens"])
     answers: dict[int, Response] = {}
     by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -110,11 +111,11 @@ def _generate(model: Any, config: GenerationConfig, **inputs: Any) -> torch.Tens
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Response:
-    """The answer in the ids of a row: what is up to the end-of-sequence token."""
-    ended = tokenizer.eos_token_id in ids
-    if ended:
-        ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
-    return Response(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), tuple(ids), ended)
+    """The answer in the ids of a row: what is up to the first token that an answer stops at."""
+    stops = stop_ids(tokenizer)
+    end = next((i for i, token_id in enumerate(ids) if token_id in stops), None)
+    ids = ids if end is None else ids[: end + 1]
+    return Response(answer_text(tokenizer, ids), tuple(ids), end is not None)
 
 
 def check_room(model: Any, prompt_tokens: int, new_tokens: int) -> None:
@@ -139,7 +140,7 @@ def mean_logprob(model: Any, prompt_ids: Sequence[int], answer: Response, temper
 def compare_decoding(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     strategies: dict[str, dict[str, Any]],
     seed: int = 0,
     scorer: Any = None,
@@ -147,26 +148,27 @@ def compare_decoding(
 ) -> list[dict[str, Any]]:
     """A row for each prompt and strategy: the answer, its length, distinct-2, mean log-probability, and score.
 
-    `scorer` is a reward model over the same vocabulary; it reads what was generated, also where no end was.
+    A prompt's rows have its `system` message, if it has one. `scorer` is a reward model over the same vocabulary; it
+    reads what was generated, also where no end was.
     """
     rows = []
-    prompt_ids = encode_prompts(tokenizer, prompts)
+    prompt_ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts])
     for name, settings in strategies.items():
         answers = generate_answers(model, tokenizer, prompts, settings, batch_size, seed)
         full = [[*ids, *answer.ids] for ids, answer in zip(prompt_ids, answers, strict=True)]
         scores = score_ids(scorer, tokenizer, full, batch_size) if scorer is not None else [None] * len(full)
         for prompt, ids, answer, score in zip(prompts, prompt_ids, answers, scores, strict=True):
-            row = {"prompt": prompt, "decoding": name, "completion": answer.text, "ended": answer.ended}
+            row = prompt.fields | {"decoding": name, "completion": answer.text, "ended": answer.ended}
             row |= {"tokens": len(answer.ids), "distinct_2": distinct([answer.ids], 2)}
             row |= {"logprob": mean_logprob(model, ids, answer)} | ({} if score is None else {"score": score})
-            rows.append(row)
-    return sorted(rows, key=lambda row: prompts.index(row["prompt"]))
+            rows.append((prompts.index(prompt), row))
+    return [row for _, row in sorted(rows, key=itemgetter(0))]
 
 
 def print_decodings(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """A table for each prompt, a line for each strategy."""
     scored = any("score" in row for row in rows)
-    for prompt, its_rows in groupby(rows, itemgetter("prompt")):
+    for (prompt, _), its_rows in groupby(rows, lambda row: (row["prompt"], row.get("system"))):
         table = Table(title=Text(prompt), title_justify="left", show_lines=True)
         table.add_column("decoding")
         table.add_column("answer", overflow="fold", ratio=1)
@@ -179,13 +181,37 @@ def print_decodings(rows: Sequence[dict[str, Any]], console: Console) -> None:
         console.print(table)
 
 
-class Chat:
-    """A conversation with a model: it remembers, and answers word by word."""
+class _AnswerStreamer(TextStreamer):
+    """Prints an answer word by word, but what the template opens it with."""
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]):
+    def __init__(self, tokenizer: Any):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._opening = answer_shape(tokenizer).opening
+        self._held: str | None = ""  # what may be the opening; None once that is over
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if self._held is not None:
+            self._held += text
+            text = ""
+            if stream_end or not self._opening.startswith(self._held.strip()):
+                text, self._held = self._held.lstrip().removeprefix(self._opening).lstrip(), None
+        super().on_finalized_text(text, stream_end)
+
+
+class Chat:
+    """A conversation with a model: it remembers, and answers word by word.
+
+    `system` is a system message that stands before it. Raises `UserError` if the template takes none.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], system: str | None = None
+    ):
         self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings
         self.config = _config(settings, tokenizer)
-        self.messages: list[dict[str, str]] = []
+        self.system = conversation(system=system)
+        self.messages: list[dict[str, str]] = []  # the exchanges after it
+        render(tokenizer, conversation("?", system=system), prompt=True)  # told before anything is said
 
     @torch.no_grad()
     def say(self, text: str) -> tuple[str, int]:
@@ -196,7 +222,7 @@ class Chat:
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         while True:
-            ids = encode_after(self.tokenizer, [""], [render(self.tokenizer, messages, prompt=True)])[0]
+            ids = encode_prompt(self.tokenizer, [*self.system, *messages])
             try:
                 check_room(self.model, len(ids), self.settings["max_new_tokens"])
                 break
@@ -207,7 +233,7 @@ class Chat:
         forgotten = (len(self.messages) + 1 - len(messages)) // 2
         batch = self.tokenizer.pad([{"input_ids": ids}], return_tensors="pt").to(self.model.device)
         streams = self.settings["num_beams"] == 1
-        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
+        streamer = _AnswerStreamer(self.tokenizer) if streams else None
         output = _generate(self.model, self.config, **batch, streamer=streamer)
         answer = _answer(self.tokenizer, output[0, len(ids) :].tolist())
         if not streams:
@@ -216,5 +242,5 @@ class Chat:
         return answer.text, forgotten
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything but the system message."""
         self.messages.clear()

@@ -18,7 +18,7 @@ from kochat_trl.data.readers import FileFormat, file_format, read_records
 from kochat_trl.data.records import Dialogue, Kind, Ranking, RawRecord, Record, RecordError, kind_of, parse
 from kochat_trl.data.text import has_hangul
 from kochat_trl.desk.curation import finders
-from kochat_trl.desk.curation.faults import FAULTS, TEXT_FAULTS, Level
+from kochat_trl.desk.curation.faults import FAULTS, ROLES, TEXT_FAULTS, Level
 from kochat_trl.desk.statistics import sign_test
 from kochat_trl.errors import UserError
 
@@ -85,7 +85,7 @@ class FileReport:
     findings: list[Finding] = field(default_factory=list)  # errors first, then in the order of `FAULTS`
     turns: dict[str, int] = field(default_factory=dict)  # turns of a dialogue → dialogues
     lengths: dict[str, Lengths] = field(default_factory=dict)  # such as "prompts, characters"; without empty texts
-    hangul: dict[str, float] = field(default_factory=dict)  # "prompts" and "answers" → the share that has Hangul
+    hangul: dict[str, float] = field(default_factory=dict)  # such as "prompts" → the share that has Hangul
     begin_with_quote: int = 0  # texts
     reading: Reading | None = None
 
@@ -159,9 +159,7 @@ class _Audit:
         self._report.kind = kind or max(kinds, key=kinds.__getitem__, default=None)
         self._usable = [finders.Item(raw, record) for raw in self._raws if (record := self._parse(raw))]
         self._texts = [
-            ((raw.source.index, "answers" if answer else "prompts"), text)
-            for raw in self._raws
-            for answer, text in finders.written_texts(raw)
+            ((raw.source.index, role), text) for raw in self._raws for role, text in finders.written_texts(raw)
         ]
         self._check_texts()
         for finder in (finders.own_faults, finders.contradictions, partial(finders.repeats, fault="repeated_prompt")):
@@ -180,7 +178,7 @@ class _Audit:
             faulty[level].update(found)
         report.records, report.usable = len(self._raws), len(self._usable)
         report.errors, report.warnings = len(faulty["error"]), len(faulty["warning"] - faulty["error"])
-        turns = Counter(len(item.record.messages) for item in self._usable if isinstance(item.record, Dialogue))
+        turns = Counter(len(item.record.texts) for item in self._usable if isinstance(item.record, Dialogue))
         report.turns = {str(number): count for number, count in sorted(turns.items())}
         return report
 
@@ -214,7 +212,7 @@ class _Audit:
             for (index, _), text in self._texts:
                 if fault.mend and fault.mend(text) != text:
                     self._add(fault.name, index)
-        for role in ("prompts", "answers"):
+        for role in ROLES:
             if own := [text for (_, its_role), text in self._texts if its_role == role]:
                 self._report.hangul[role] = statistics.fmean(map(has_hangul, own))
                 self._report.lengths[f"{role}, characters"] = measure(list(map(len, own)))
@@ -237,7 +235,7 @@ class _Audit:
 
     def check_tokens(self, tokenizer: Any, max_length: int | None) -> None:
         """What `tokenizer` makes of each text by itself, and of each record's longest row in the chat template."""
-        lengths: dict[str, list[int]] = {"prompts": [], "answers": [], "with template": []}
+        lengths: dict[str, list[int]] = {what: [] for what in (*ROLES, "with template")}
         usable = {item.raw.source.index for item in self._usable}
         desc = f"Tokenizing {self._report.path}"
         for (index, role), count, faults in finders.tokenized(self._texts, tokenizer, desc):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kochat_trl.data.readers import file_format, read_parsed, read_records
-from kochat_trl.data.records import RawRecord, RecordError, Turns, parse_prompt, parse_sft
+from kochat_trl.data.records import Prompt, RawRecord, RecordError, Turns, conversation, parse_prompt, parse_sft
 from kochat_trl.data.text import normalized
 from kochat_trl.desk.writers import write_stream
 from kochat_trl.errors import UserError
@@ -16,18 +16,18 @@ from kochat_trl.files import new_file
 
 def read_prompts(
     file: str, skip_invalid: bool = False, limit: int | None = None
-) -> tuple[list[str], list[RecordError]]:
+) -> tuple[list[Prompt], list[RecordError]]:
     """The prompts of the first `limit` records of any data file, in its order, and the records that have none.
 
     Raises `BrokenRecordsError` if there are such records, unless `skip_invalid`.
     """
     invalid: list[RecordError] = []
     parsed = read_parsed([file], parse_prompt, invalid, skip_invalid, limit)
-    return [record.prompt for _, record in parsed], invalid
+    return [record for _, record in parsed], invalid
 
 
 def gather_answers(
-    source: str, prompts: Sequence[str], max_new_tokens: int, temperature: float, seed: int
+    source: str, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, seed: int
 ) -> list[str]:
     """The answers of `source`, a file of answers or a model or adapter (folder or Hub name), to `prompts`."""
     if Path(source).is_file():
@@ -45,46 +45,51 @@ def gather_answers(
     return [answer.text for answer in answers]
 
 
-def gather_scores(reward_model: str, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+def gather_scores(reward_model: str, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
     """The scores that the reward model (adapter with its head, or merged) gives; `answers` as in `rank_answers`."""
     from kochat_trl.models.tokenizer import load_tokenizer
     from kochat_trl.reward.score import load_scorer, score_dialogues
-    from kochat_trl.rows.encode import conversation
 
     tokenizer = load_tokenizer(reward_model)
     model = load_scorer(reward_model, "float32", tokenizer)
-    return [
-        score_dialogues(model, tokenizer, [conversation(*pair) for pair in zip(prompts, source, strict=True)])
-        for source in answers
+    dialogues = [
+        [conversation(prompt.prompt, answer, system=prompt.system) for prompt, answer in zip(prompts, its, strict=True)]
+        for its in answers
     ]
+    return [score_dialogues(model, tokenizer, its) for its in dialogues]
 
 
-def answers_in(file: str, prompts: Sequence[str]) -> list[str]:
+def answers_in(file: str, prompts: Sequence[Prompt]) -> list[str]:
     """The answer that `file` has for each of `prompts`: the first one, where it has several, and it may be empty.
 
-    Raises `UserError` if it lacks some, or if a record is broken.
+    An answer under the prompt's own system message goes before one that names none; no other is taken. Raises
+    `UserError` if the file lacks some, or if a record is broken.
     """
 
-    def read(raw: RawRecord) -> tuple[str, str]:
+    def read(raw: RawRecord) -> tuple[Prompt, str]:
         try:
-            prompt, answer, *_ = (message["content"] for message in parse_sft(raw).messages)
+            dialogue = parse_sft(raw)
         except RecordError as error:
             if error.fault != "empty":
                 raise
-            return _prompt_key(raw), ""
-        return normalized(prompt), answer
+            return _prompt_of(raw), ""
+        return Prompt(dialogue.texts[0], dialogue.system), dialogue.texts[1]
 
-    answers: dict[str, str] = {}
-    for _, (key, answer) in read_parsed([file], read, []):
-        answers.setdefault(key, answer)
-    missing = [prompt for prompt in prompts if normalized(prompt) not in answers]
+    answers: dict[tuple[str, str | None], str] = {}
+    for _, (prompt, answer) in read_parsed([file], read, []):
+        answers.setdefault((normalized(prompt.prompt), prompt.system), answer)
+    keys = [[(normalized(prompt.prompt), system) for system in (prompt.system, None)] for prompt in prompts]
+    missing = [prompt.prompt for prompt, its in zip(prompts, keys, strict=True) if answers.keys().isdisjoint(its)]
     if missing:
         raise UserError(f"{file}: no answer to {len(missing)} of {len(prompts)} prompts, such as {missing[:3]}")
-    return [answers[normalized(prompt)] for prompt in prompts]
+    return [answers[own if own in answers else bare] for own, bare in keys]
 
 
 def rank_answers(
-    prompts: Sequence[str], answers: Sequence[Sequence[str]], seed: int, scores: Sequence[Sequence[float]] | None = None
+    prompts: Sequence[Prompt],
+    answers: Sequence[Sequence[str]],
+    seed: int,
+    scores: Sequence[Sequence[float]] | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """KoChatGPT's ranking records, and the prompts that have no two answers of which one is better.
 
@@ -103,10 +108,9 @@ def rank_answers(
         random.Random(f"{seed}/{i}").shuffle(completions)
         tiers = [[completions.index(answer) for answer in tied] for _, tied in groupby(best, best.__getitem__)]
         if len(tiers) < 2:
-            left_out.append(prompt)
+            left_out.append(prompt.prompt)
             continue
-        record: dict[str, Any] = {"prompt": prompt}
-        record |= {f"completion_{place}": answer for place, answer in enumerate(completions)}
+        record = prompt.fields | {f"completion_{place}": answer for place, answer in enumerate(completions)}
         records.append(record | {"ranking": [tier[0] if len(tier) == 1 else sorted(tier) for tier in tiers]})
     return records, left_out
 
@@ -124,7 +128,7 @@ def split_file(file: str, train: str, held_out: str, fraction: float, seed: int)
     records = list(read_records(file))
     groups: dict[str, list[int]] = {}
     for i, raw in enumerate(records):
-        groups.setdefault(_prompt_key(raw), []).append(i)
+        groups.setdefault(normalized(_prompt_of(raw).prompt), []).append(i)
     wanted = fraction * len(records)
     drawn: set[int] = set()
     order = sorted(groups)
@@ -141,10 +145,11 @@ def split_file(file: str, train: str, held_out: str, fraction: float, seed: int)
     return len(records) - len(drawn), len(drawn)
 
 
-def _prompt_key(raw: RawRecord) -> str:
+def _prompt_of(raw: RawRecord) -> Prompt:
+    """The prompt of a record; an empty one if it is broken."""
     if not isinstance(raw.fields, dict | Turns):
         raw.has()  # raises what is wrong with it
     try:
-        return normalized(parse_prompt(raw).prompt)
+        return parse_prompt(raw)
     except RecordError:
-        return ""  # broken, for `kochat data clean` to mend: all of them stay together
+        return Prompt("")  # for `kochat data clean` to mend: all of them stay together

@@ -199,7 +199,7 @@ def _entry(raw: RawRecord, kind: Kind, order: RankingOrder, fixes: Collection[st
         if not entry.record:  # nothing but a tie is taken, too: to drop it is a fix of its own
             completions = _completions(new.fields)
             tiers = ranking_tiers(new.fields["ranking"], len(completions))
-            entry.record = Ranking(new.fields["prompt"], completions, tiers)
+            entry.record = Ranking(new.fields["prompt"], completions, tiers, new.system())
     except RecordError as error:
         entry.error = error
         entry.drop(error.fault)
@@ -332,7 +332,7 @@ def _as_dialogue(fields: Any) -> Turns | None:
         return fields
     messages = fields["messages"] if fields.keys() == {"messages"} else []
     contents = [message["content"] for message in messages if message.keys() == {"role", "content"}]
-    if not messages or len(contents) < len(messages):
+    if not messages or len(contents) < len(messages) or messages[0]["role"] == "system":
         return None
     if any(_as_turn(text) != text or _BEGINS_TURN.search(text) for text in contents):
         return None

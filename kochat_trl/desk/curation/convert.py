@@ -1,11 +1,12 @@
 """Records → rows of text in TRL's dataset formats: the engine of `kochat data convert`."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
-from kochat_trl.data.records import Prompt, Ranking, Record
+from kochat_trl.data.records import Messages, Prompt, Ranking, Record
+from kochat_trl.models.template import AnswerShape, answer_shape, answered, render
 from kochat_trl.models.tokenizer import CHAT_TEMPLATE
-from kochat_trl.rows.encode import appended, conversation, render
 from kochat_trl.settings.keys import DataArguments
 
 from tokenizers import Tokenizer
@@ -15,7 +16,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 def template_tokenizer() -> PreTrainedTokenizerBase:
     """A tokenizer for KoChatGPT's template alone, with kogpt2's `</s>`: it renders text and has no vocabulary."""
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()), eos_token="</s>")
+    words = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -26,30 +28,44 @@ def text_rows(
     """The rows of text that `record` gives, in TRL's dataset formats.
 
     With a tokenizer its template is applied: `prompt` and `completion` (SFT), `prompt`, `chosen` and `rejected`
-    (preference) or `prompt`, each to be tokenized as it stands; a dialogue of several exchanges is one `text`.
-    Without, the same names hold the plain texts, and a dialogue of several exchanges is `messages`. Pairs of one
-    ranking share its `group`, and have a `margin` if the options ask for it.
+    (preference) or `prompt`, each to be tokenized as it stands, and ending where rows do; a dialogue of several
+    exchanges is one `text`. Without, the same names hold the plain texts, or of a record with a system message, which
+    no plain text can tell, lists of messages; a dialogue of several exchanges is `messages`. Pairs of one ranking share
+    its `group`, and have a `margin` if the options ask for it.
     """
 
-    def applied(prompt: str, answer: str = "") -> tuple[str, str]:
-        if tokenizer is None:
-            return prompt, answer
-        messages = conversation(prompt, answer)
-        prompt_text = render(tokenizer, messages[:1], prompt=True)
-        return prompt_text, appended(prompt_text, render(tokenizer, messages))[len(prompt_text) :]
+    def prompt_of(messages: Messages) -> Any:
+        if tokenizer is not None:
+            return render(tokenizer, messages, prompt=True)
+        return list(messages) if record.system else messages[-1]["content"]
+
+    def answer_of(messages: Messages) -> Any:
+        if tokenizer is not None:
+            prompt_text = prompt_of(messages[:-1])
+            return answered(tokenizer, _shape(tokenizer), prompt_text, messages)[len(prompt_text) :]
+        return [messages[-1]] if record.system else messages[-1]["content"]
 
     if isinstance(record, Prompt):
-        yield {"prompt": applied(record.prompt)[0]}
+        yield {"prompt": prompt_of(record.messages)}
     elif isinstance(record, Ranking):
-        answers = [applied(record.prompt, completion)[1] for completion in record.completions]
+        dialogues = [record.messages(i) for i in range(len(record.completions))]
+        prompt, answers = prompt_of(dialogues[0][:-1]), [answer_of(messages) for messages in dialogues]
         for better, worse, distance in record.pairs(options.pairs):
             margin = {"margin": float(distance)} if options.rank_margins else {}
-            row = {"prompt": applied(record.prompt)[0], "chosen": answers[better], "rejected": answers[worse]}
-            yield row | margin | {"group": group}
-    elif len(record.messages) == 2:
-        prompt, completion = applied(*(message["content"] for message in record.messages))
-        yield {"prompt": prompt, "completion": completion}
+            yield {"prompt": prompt, "chosen": answers[better], "rejected": answers[worse]} | margin | {"group": group}
+    elif len(record.texts) == 2:
+        yield {"prompt": prompt_of(record.messages[:-1]), "completion": answer_of(record.messages)}
     elif tokenizer is None:
         yield {"messages": list(record.messages)}
     else:
-        yield {"text": render(tokenizer, record.messages)}
+        yield {"text": answered(tokenizer, _shape(tokenizer), "", record.messages)}
+
+
+def _shape(tokenizer: PreTrainedTokenizerBase) -> AnswerShape:
+    return _shape_of_template(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=1)
+def _shape_of_template(tokenizer: PreTrainedTokenizerBase, template: str) -> AnswerShape:
+    """Found once for all the rows of a file."""
+    return answer_shape(tokenizer)

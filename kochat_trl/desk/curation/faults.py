@@ -107,15 +107,17 @@ TEXT_FAULTS = [fault for fault in FAULTS.values() if fault.mend]
 
 
 def texts(raw: RawRecord) -> dict[str | int, str]:
-    """The texts of a record that are strings: by field name, and by turn of a dialogue. Other fields are left out."""
+    """The texts of a record that are strings: by field name, and by turn of a dialogue. Other fields are left out.
+
+    The system message is `system`, also where it is the first of `messages`, whose other turns are counted from 0.
+    """
     fields: Any = raw.fields
     if isinstance(fields, Turns):
         return {i: content for i, (_, content) in enumerate(fields)}
     if not isinstance(fields, dict):
         return {}
     found: dict[str | int, Any] = {name: value for name, value in fields.items() if is_text_field(name)}
-    if isinstance(fields.get("messages"), list):
-        found |= {i: m.get("content") for i, m in enumerate(fields["messages"]) if isinstance(m, dict)}
+    found |= {key: m.get("content") for key, m in _turns(fields) if isinstance(m, dict)}
     return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
@@ -123,9 +125,12 @@ def is_text_field(name: str) -> bool:
     return name in _TEXT_FIELDS or COMPLETION_FIELD.fullmatch(name) is not None
 
 
-def is_answer(field: str | int) -> bool:
-    """Whether a key of `texts` is something that the model is to say, or to judge."""
-    return field % 2 == 1 if isinstance(field, int) else field not in _PROMPT_FIELDS
+def role_of(field: str | int) -> str:
+    """What a key of `texts` is, one of `ROLES`; an answer is something that the model is to say, or to judge."""
+    if field == "system":
+        return "system messages"
+    is_answer = field % 2 == 1 if isinstance(field, int) else field not in _PROMPT_FIELDS
+    return "answers" if is_answer else "prompts"
 
 
 def with_texts(raw: RawRecord, new: dict[str | int, str]) -> Any:
@@ -133,12 +138,21 @@ def with_texts(raw: RawRecord, new: dict[str | int, str]) -> Any:
     fields: Any = raw.fields
     if isinstance(fields, Turns):
         return Turns((speaker, new.get(i, content)) for i, (speaker, content) in enumerate(fields))
-    fields = fields | {name: text for name, text in new.items() if isinstance(name, str)}
-    if isinstance(fields.get("messages"), list):
-        messages = [m | {"content": new[i]} if i in new else m for i, m in enumerate(fields["messages"])]
-        return fields | {"messages": messages}
-    return fields
+    turns = _turns(fields)
+    own = {name: text for name, text in new.items() if isinstance(name, str) and name not in dict(turns)}
+    messages = [m | {"content": new[key]} if key in new else m for key, m in turns]
+    return fields | own | ({"messages": messages} if messages else {})
 
 
+def _turns(fields: dict[str, Any]) -> list[tuple[str | int, Any]]:
+    """The `messages` of a record, under the keys of `texts`."""
+    messages = fields.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return []
+    first = isinstance(messages[0], dict) and messages[0].get("role") == "system"
+    return [("system" if first and i == 0 else i - first, message) for i, message in enumerate(messages)]
+
+
+ROLES = ("prompts", "answers", "system messages")
 _PROMPT_FIELDS = {prompt for prompt, _ in ANSWER_FIELDS} | {"input"}
-_TEXT_FIELDS = {name for names in ANSWER_FIELDS for name in names} | {"input", "chosen", "rejected"}
+_TEXT_FIELDS = {name for names in ANSWER_FIELDS for name in names} | {"input", "chosen", "rejected", "system"}

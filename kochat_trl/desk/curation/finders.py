@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from kochat_trl.data.rankings import Tiers, disputed
 from kochat_trl.data.records import Dialogue, Prompt, Ranking, RawRecord, Record
 from kochat_trl.data.text import has_hangul, normalized
-from kochat_trl.desk.curation.faults import is_answer, texts
+from kochat_trl.desk.curation.faults import role_of, texts
 
 from tqdm import tqdm
 
@@ -30,11 +30,15 @@ class Item:
 
     @property
     def contents(self) -> tuple[str, ...]:
-        """The texts that recipes read, the prompt first."""
+        """The texts that recipes read, the prompt first, without the system message."""
         if isinstance(self.record, Dialogue):
-            return tuple(message["content"] for message in self.record.messages)
+            return self.record.texts
         assert self.record is not None
         return (self.record.prompt, *(self.record.completions if isinstance(self.record, Ranking) else ()))
+
+    @property
+    def system(self) -> str:
+        return (self.record and self.record.system) or ""
 
     @property
     def tiers(self) -> Tiers:
@@ -51,9 +55,9 @@ Found = Iterator[tuple[AnItem, str]]
 Owner = TypeVar("Owner")
 
 
-def written_texts(raw: RawRecord) -> list[tuple[bool, str]]:
-    """Each text that isn't blank, read by recipes or not, and whether it is an answer."""
-    return [(is_answer(name), text) for name, text in texts(raw).items() if text.strip()]
+def written_texts(raw: RawRecord) -> list[tuple[str, str]]:
+    """Each text that isn't blank, read by recipes or not, after what it is, one of `faults.ROLES`."""
+    return [(role_of(name), text) for name, text in texts(raw).items() if text.strip()]
 
 
 def own_faults(items: Sequence[AnItem]) -> Found[AnItem]:
@@ -82,8 +86,8 @@ def overlaps(items: Sequence[AnItem], prompts: Collection[str]) -> Found[AnItem]
 
 
 _SAME: dict[str, Callable[[Item], Any]] = {
-    "duplicate": lambda item: (item.contents, item.tiers),
-    "near_duplicate": lambda item: (tuple(map(normalized, item.contents)), item.tiers),
+    "duplicate": lambda item: (item.system, item.contents, item.tiers),
+    "near_duplicate": lambda item: (tuple(map(normalized, (item.system, *item.contents))), item.tiers),
     "repeated_prompt": lambda item: item.prompt_key,
 }
 
@@ -103,14 +107,16 @@ def repeats(items: Sequence[AnItem], fault: str) -> Found[AnItem]:
 def contradictions(items: Sequence[AnItem]) -> Found[AnItem]:
     """`contradiction`: records that prefer one completion to another, where another record prefers that to this.
 
-    All of them are found, not only the later ones: which of them is right can't be told.
+    All of them are found, not only the later ones: which of them is right can't be told. Under another system message
+    another completion may well be the better one.
     """
-    having: dict[tuple[str, str, str], set[int]] = {}  # prompt, better, worse → places in `items`
+    having: dict[tuple[tuple[str, str], str, str], set[int]] = {}  # prompt, better, worse → places in `items`
     for place, item in enumerate(items):
         if isinstance(item.record, Ranking):
+            prompt = (normalized(item.system), item.prompt_key)
             completions = list(map(normalized, item.record.completions))
             for i, j, _ in item.record.pairs():
-                having.setdefault((item.prompt_key, completions[i], completions[j]), set()).add(place)
+                having.setdefault((prompt, completions[i], completions[j]), set()).add(place)
     for (prompt, better, worse), places in having.items():
         both = places | having.get((prompt, worse, better), places)
         if better != worse and (prompt, worse, better) in having and len(both) > 1:
@@ -143,16 +149,15 @@ def overlong(items: Sequence[AnItem], tokenizer: Any, max_length: int) -> Found[
 
 def row_lengths(items: Sequence[AnItem], tokenizer: Any, desc: str = "Tokenizing") -> Iterator[tuple[AnItem, int]]:
     """The tokens of each record's longest row in the chat template. A completion that isn't ranked makes none."""
-    from kochat_trl.rows.encode import conversation, encode_dialogues, encode_prompts
+    from kochat_trl.rows.encode import encode_dialogues, encode_prompts
 
     for batch in _batches(items, desc):
         rows: list[tuple[AnItem, Any]] = []
         for item in batch:
-            prompt, *completions = item.contents
             if isinstance(item.record, Ranking):
-                rows += [(item, conversation(prompt, completions[i])) for tier in item.tiers for i in tier]
-            else:
-                rows.append((item, item.record.messages if isinstance(item.record, Dialogue) else prompt))
+                rows += [(item, item.record.messages(i)) for tier in item.tiers for i in tier]
+            elif item.record is not None:
+                rows.append((item, item.record.messages))
         inputs = [row for _, row in rows]
         if isinstance(batch[0].record, Prompt):
             lengths = [len(ids) for ids in encode_prompts(tokenizer, inputs)]

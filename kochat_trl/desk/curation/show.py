@@ -9,9 +9,11 @@ from kochat_trl.data.rankings import disputed
 from kochat_trl.data.records import Dialogue, Prompt, Ranking, RawRecord, Record
 from kochat_trl.desk.curation.convert import template_tokenizer
 from kochat_trl.errors import UserError
+from kochat_trl.models.remote import allow_remote_code
+from kochat_trl.models.template import render
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.trainer import NO_RANK, RankingCollator
-from kochat_trl.rows.encode import IGNORED, conversation, encode_dialogue, encode_prompt, render
+from kochat_trl.rows.encode import IGNORED, encode_dialogue, encode_prompt
 from kochat_trl.rows.rows import build_dataset
 from kochat_trl.settings.keys import DataArguments, Stage
 from kochat_trl.settings.parse import Arguments
@@ -37,10 +39,9 @@ def show_record(
     template = tokenizer or template_tokenizer()
     console.rule(Text(str(raw.source)))
     if isinstance(record, Prompt):
-        messages = [{"role": "user", "content": record.prompt}]
-        _print_text("templated text", render(template, messages, prompt=True), console)
+        _print_text("templated text", render(template, record.messages, prompt=True), console)
         if tokenizer:
-            _print_ids(tokenizer, encode_prompt(tokenizer, record.prompt), None, console)
+            _print_ids(tokenizer, encode_prompt(tokenizer, record.messages), None, console)
     elif isinstance(record, Dialogue):
         _print_text("templated text", render(template, record.messages), console)
         if tokenizer:
@@ -48,11 +49,10 @@ def show_record(
             _print_ids(tokenizer, ids, _parts(labels), console)
     else:
         _print_ranking(raw, record, options, console)
-        for i, completion in enumerate(record.completions):
-            turns = conversation(record.prompt, completion)
-            _print_text(f"completion {i}, templated text", render(template, turns), console)
+        for i in range(len(record.completions)):
+            _print_text(f"completion {i}, templated text", render(template, record.messages(i)), console)
             if tokenizer:
-                _print_ids(tokenizer, encode_dialogue(tokenizer, turns)[0], None, console)
+                _print_ids(tokenizer, encode_dialogue(tokenizer, record.messages(i))[0], None, console)
 
 
 def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> None:
@@ -61,6 +61,8 @@ def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> N
     Rows are in the order of the files; a trainer shuffles them.
     """
     path: Any = args.training.sft_model_path if stage == "ppo" else args.model.model_name_or_path
+    if args.training.trust_remote_code:
+        allow_remote_code("trust_remote_code: true")
     tokenizer = load_tokenizer(path, args.model.model_revision)
     dataset, report = build_dataset(args.recipe.train_files, stage, tokenizer, args.max_length, args.recipe)
     if not 0 <= index < len(dataset):

@@ -7,13 +7,23 @@ from typing import Any, Literal
 
 from kochat_trl.data.rankings import RankingOrder
 from kochat_trl.data.readers import read_parsed
-from kochat_trl.data.records import BrokenRecordsError, Ranking, RawRecord, RecordError, Source, kind_of, parse
+from kochat_trl.data.records import (
+    BrokenRecordsError,
+    Prompt,
+    Ranking,
+    RawRecord,
+    RecordError,
+    Source,
+    conversation,
+    kind_of,
+    parse,
+)
 from kochat_trl.desk.evaluation.metrics import ScoredAnswer, ScoredRanking
 from kochat_trl.errors import UserError
-from kochat_trl.models.loading import base_of_adapter, is_adapter, load_config, positions_of
+from kochat_trl.models.loading import load_config, positions_of
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.score import Loading, load_scorer, score_ids
-from kochat_trl.rows.encode import IGNORED, conversation, encode_dialogues
+from kochat_trl.rows.encode import IGNORED, encode_dialogues
 from kochat_trl.rows.rows import DataReport, fitting, too_long
 
 
@@ -33,7 +43,7 @@ class Reading:
 class Text:
     """An answer as it is scored: its `ids` with the prompt's, of which `tokens` are its own; `row` is what it is."""
 
-    row: dict[str, Any]  # prompt, completion, and of a ranking rank; or messages
+    row: dict[str, Any]  # prompt, system if there is one, completion, and of a ranking rank; or messages
     ids: list[int]
     tokens: int
 
@@ -80,10 +90,11 @@ def _rows(record: Any) -> Iterator[dict[str, Any]]:
     if isinstance(record, Ranking):
         ranks = {i: rank for rank, tier in enumerate(record.tiers) for i in tier}
         for i, completion in enumerate(record.completions):
-            yield {"prompt": record.prompt, "completion": completion, "rank": ranks.get(i)}
-    elif len(record.messages) == 2:
-        prompt, completion = (message["content"] for message in record.messages)
-        yield {"prompt": prompt, "completion": completion}
+            prompt = Prompt(record.prompt, record.system)
+            yield prompt.fields | {"completion": completion, "rank": ranks.get(i)}
+    elif len(record.texts) == 2:
+        prompt, completion = record.texts
+        yield Prompt(prompt, record.system).fields | {"completion": completion}
     else:
         yield {"messages": record.messages}
 
@@ -92,10 +103,11 @@ def _encode(
     path: str, groups: Sequence[tuple[Source, list[dict[str, Any]]]], least: int, report: DataReport, reading: Reading
 ) -> list[list[Text]]:
     """The texts of each group of rows, best first, that has at least so many ranks when it fits."""
-    base, revision = base_of_adapter(path) if is_adapter(path) else (path, "main")
-    limit = min(positions_of(load_config(base, revision)) or sys.maxsize, reading.max_length or sys.maxsize)
+    limit = min(positions_of(load_config(path)) or sys.maxsize, reading.max_length or sys.maxsize)
     dialogues = [
-        row.get("messages") or conversation(row["prompt"], row["completion"]) for _, rows in groups for row in rows
+        row.get("messages") or conversation(row["prompt"], row["completion"], system=row.get("system"))
+        for _, rows in groups
+        for row in rows
     ]
     encoded = iter(encode_dialogues(load_tokenizer(path), dialogues))
     found: list[list[Text]] = []
@@ -136,8 +148,8 @@ def score_texts(
 ) -> Iterator[dict[str, Any]]:
     """A row for each answer: `prompt`, `completion`, and `score`, which the reward model `path` gives it.
 
-    An answer of a ranking has its `rank`, 0 for the best, None if it has none. A dialogue of several exchanges has
-    `messages` for the first two.
+    An answer of a ranking has its `rank`, 0 for the best, None if it has none; one under a system message has that as
+    `system`. A dialogue of several exchanges has `messages` for the first two.
     """
     for text, score in zip(texts, _score(path, texts, loading, batch_size), strict=True):
         rank = {"rank": text.row["rank"]} if "rank" in text.row else {}

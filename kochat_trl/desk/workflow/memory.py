@@ -20,6 +20,7 @@ from kochat_trl.desk.workflow.tracing import LiveBytes, NoValues, bytes_of, stor
 from kochat_trl.errors import UserError
 from kochat_trl.models.heads import linear_head
 from kochat_trl.models.loading import add_lora, cast_trainable_to_float32, empty_model, load_config, lora_config
+from kochat_trl.models.remote import allow_remote_code
 from kochat_trl.ppo.roles import Roles, adapter_parameters, adapters_of, separate_models
 from kochat_trl.ppo.rollout import Rollout, Trajectory, next_tokens, without_checkpointing
 from kochat_trl.ppo.trainer import PPOTrainer
@@ -38,13 +39,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    DynamicCache,
-    PretrainedConfig,
-    PreTrainedTokenizerFast,
-)
+from transformers import DynamicCache, PretrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 from trl import SFTTrainer
 
@@ -93,6 +88,8 @@ def plan_memory(
             flags = [*half, *overrides, "--use_cpu", "true", "--output_dir", folder, "--report_to", "none"]
             stages[stage] = parse_arguments(stage, str(config), flags)
         _refuse(stages)
+        if any(args.training.trust_remote_code for args in stages.values()):
+            allow_remote_code("trust_remote_code: true")
         for stage in STAGES:
             model = stages["sft" if stage == "ppo" else stage].model
             own = copy.deepcopy(shape or load_config(str(model.model_name_or_path), model.model_revision))
@@ -129,7 +126,8 @@ def trace(stage: Stage, stages: dict[Stage, Arguments], shape: PretrainedConfig,
     with FakeTensorMode(allow_non_fake_inputs=True), NoValues():
         _materialize(model)
         trainer, phases = _PREPARE[stage](model, args)
-        return [_measure(name, count, step, trainer, shape.vocab_size) for name, count, step in phases]
+        vocab_size = shape.get_text_config().vocab_size
+        return [_measure(name, count, step, trainer, vocab_size) for name, count, step in phases]
 
 
 def _measure(phase: str, rows: int, step: Callable[[], None], trainer: Any, vocab_size: int) -> Footprint:
@@ -169,9 +167,9 @@ Phase = tuple[str, int, Callable[[], None]]
 
 def _trained_model(stage: str, args: Arguments, shape: PretrainedConfig) -> Any:
     shape = copy.deepcopy(shape)
-    shape.pad_token_id, shape.num_labels = 3, 1
-    auto_class = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
-    return cast_trainable_to_float32(add_lora(empty_model(auto_class, shape, args.model), args.model))
+    shape.pad_token_id = shape.get_text_config().pad_token_id = 3
+    model = empty_model("reward" if stage == "reward" else "policy", shape, args.model)
+    return cast_trainable_to_float32(add_lora(model, args.model))
 
 
 def _ppo_roles(stages: dict[Stage, Arguments], shape: PretrainedConfig) -> Roles:
@@ -180,7 +178,7 @@ def _ppo_roles(stages: dict[Stage, Arguments], shape: PretrainedConfig) -> Roles
     if not (stages["sft"].model.use_peft and stages["reward"].model.use_peft):
         policy, reward, value = (_trained_model(stage, stages[stage], shape) for stage in ("sft", "reward", "reward"))
         return separate_models(policy, None, reward, value if own_value else None)
-    backbone = empty_model(AutoModelForCausalLM, shape, stages["ppo"].model)
+    backbone = empty_model("policy", shape, stages["ppo"].model)
     roles = {"policy": "sft", "reference": "sft", "reward": "reward", **({"value": "reward"} if own_value else {})}
     model: Any = None
     for name, stage in roles.items():
@@ -191,7 +189,7 @@ def _ppo_roles(stages: dict[Stage, Arguments], shape: PretrainedConfig) -> Roles
             model.add_adapter(name, config)
         for parameter in adapter_parameters(model, name):
             parameter.data = parameter.data.float()
-    heads = [linear_head(torch.zeros(1, shape.hidden_size)) for _ in range(2)]
+    heads = [linear_head(torch.zeros(1, shape.get_text_config().hidden_size)) for _ in range(2)]
     return adapters_of(model, heads[0], heads[1] if own_value else None)
 
 

@@ -119,19 +119,20 @@ def make_plan(
         file = config / f"{stage}.yaml" if config.is_dir() else config
         recipe = _of_project(f"recipes/{stage}.py")
         commands[stage] = [*_launch(launcher), recipe, "--config", str(file), *flags]
+    trust = ["--trust-remote-code"] if any(values[stage].get("trust_remote_code") for stage in RECIPES) else []
     reward, ppo = outputs["reward"], outputs["ppo"]
     beside = "" if ppo.name == "ppo" else f"{ppo.name}-"
     judged = of_folder["reward"]  # what all experiments are measured by
     if judged.get("eval_files"):
         outputs["evaluate"] = reward / "evaluation"
         asked = {key.replace("_", "-"): judged.get(key, default) for key, default in EVALUATED.items()}
-        commands["evaluate"] = [*_KOCHAT, "reward", "eval", str(reward), *judged["eval_files"], *_flags(asked)]
+        commands["evaluate"] = [*_KOCHAT, "reward", "eval", str(reward), *judged["eval_files"], *_flags(asked), *trust]
     if values["ppo"].get("use_peft") and not among:
         outputs["merge"] = ppo.with_name(f"{beside}merged")
         written = _flags({"adapter": ppo, "output": outputs["merge"]})
-        commands["merge"] = [sys.executable, _of_project("scripts/merge_lora.py"), *written]
+        commands["merge"] = [sys.executable, _of_project("scripts/merge_lora.py"), *written, *trust]
     outputs["report"] = ppo.with_name(f"{beside}report")
-    commands["report"] = [*_KOCHAT, "report", str(ppo), *_flags({"output": outputs["report"]} | own_seed)]
+    commands["report"] = [*_KOCHAT, "report", str(ppo), *_flags({"output": outputs["report"]} | own_seed), *trust]
     order = [stage for stage in NEEDS if stage in outputs]
     if first is not None and first not in order:
         raise UserError(f"--from: found '{first}', expected {', '.join(order)}")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from kochat_trl.data.probes import PROBES
 from kochat_trl.data.readers import read_records
-from kochat_trl.data.records import RecordError, parse_prompt, parse_sft
+from kochat_trl.data.records import Prompt, RecordError, parse_prompt, parse_sft
 from kochat_trl.data.text import hangul_share
 from kochat_trl.desk.answers.generate import Response, decoding, generate_answers, mean_logprob
 from kochat_trl.desk.answers.likeness import bleu, chrf, distinct, rouge_l
@@ -89,7 +89,7 @@ def _resolved(folder: Path) -> dict[str, Any]:
 
 def read_questions(
     runs: Sequence[Run], file: str | None, limit: int = LIMIT
-) -> tuple[list[str], dict[str, str], bool, Judge | None]:
+) -> tuple[list[Prompt], dict[Prompt, str], bool, Judge | None]:
     """The prompts to ask, after the course's four; references to those that have one; whether they are held out; and
     the judge of sample data, if that is what they are.
 
@@ -100,19 +100,19 @@ def read_questions(
     sources = [file] if file else sft["eval_files"] or ppo[0]["eval_files"] or ppo[0]["train_files"]
     trained = {str(Path(path).resolve()) for settings in (sft, *ppo) for path in settings.get("train_files", [])}
     held_out = not any(str(Path(source).resolve()) in trained for source in sources)
-    prompts: list[str] = [prompt for prompt, _ in PROBES]
-    references: dict[str, str] = {}
+    prompts = [Prompt(text) for text, _ in PROBES]
+    references: dict[Prompt, str] = {}
     for raw in chain.from_iterable(map(read_records, sources)):
         if len(prompts) >= limit + len(PROBES):
             break
         with suppress(RecordError):
-            prompt = parse_prompt(raw).prompt
+            prompt = parse_prompt(raw)
             if prompt in prompts:
                 continue
             prompts.append(prompt)
-            messages = parse_sft(raw).messages  # a record may be no more than a prompt
-            if len(messages) == 2:
-                references[prompt] = messages[1]["content"]
+            texts = parse_sft(raw).texts  # a record may be no more than a prompt
+            if len(texts) == 2:
+                references[prompt] = texts[1]
     return prompts, references, held_out, judge_of(sources[0]) if len(sources) == 1 else None
 
 
@@ -132,11 +132,11 @@ def build_report(
     tokenizer = load_tokenizer(str(first.ppo))
     length, temperature = first.settings["response_length"], first.settings["temperature"]
     positions = positions_of(load_config(first.base, first.revision))
-    fits = [positions is None or len(ids) + length <= positions for ids in encode_prompts(tokenizer, prompts)]
-    prompts = list(compress(prompts, fits))
-    prompt_ids = encode_prompts(tokenizer, prompts)
+    all_ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts])
+    fits = [positions is None or len(ids) + length <= positions for ids in all_ids]
+    prompts, prompt_ids = list(compress(prompts, fits)), list(compress(all_ids, fits))
     settings = decoding("sample") | {"max_new_tokens": length, "temperature": temperature}
-    asked = [i for i, prompt in enumerate(prompts) if prompt not in dict(PROBES)]
+    asked = [i for i, prompt in enumerate(prompts) if prompt.prompt not in dict(PROBES)]
     if len(asked) < 2:
         raise UserError(f"{len(asked)} prompts to ask; give a file of more with --prompts")
 
@@ -153,7 +153,7 @@ def build_report(
         del model
     scorer = load_scorer(str(first.reward), "float32", tokenizer)
     models = ["base", "sft", *runs]
-    rows: list[dict[str, Any]] = [{"prompt": prompt, "reference": references.get(prompt)} for prompt in prompts]
+    rows: list[dict[str, Any]] = [prompt.fields | {"reference": references.get(prompt)} for prompt in prompts]
     for name in models:
         texts = [[*ids, *answer.ids] for ids, answer in zip(prompt_ids, answers[name], strict=True)]
         for row, answer, score in zip(rows, answers[name], score_ids(scorer, tokenizer, texts), strict=True):

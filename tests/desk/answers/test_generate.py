@@ -1,9 +1,12 @@
 """Decoding strategies against plain loops, and what a chat remembers."""
 
+import copy
 import io
 import json
+import shutil
 import sys
 
+from kochat_trl.data.records import Prompt
 from kochat_trl.desk.answers.generate import (
     PLAIN,
     PRESETS,
@@ -13,18 +16,22 @@ from kochat_trl.desk.answers.generate import (
     decoding,
     generate_answers,
     mean_logprob,
+    print_decodings,
 )
 from kochat_trl.desk.answers.likeness import distinct
 from kochat_trl.errors import UserError
+from kochat_trl.models.template import render
 from kochat_trl.reward.score import load_scorer, score_ids
-from kochat_trl.rows.encode import encode_prompt, encode_prompts, render
+from kochat_trl.rows.encode import encode_prompt, encode_prompts
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GenerationConfig
+from rich.console import Console
+from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config
 
-PROMPTS = ["반가워요", "일본의 수도는 어디인가요? 그리고 중국의 수도도 알려 주세요.", "네", "반가워요"]
+TEXTS = ["반가워요", "일본의 수도는 어디인가요? 그리고 중국의 수도도 알려 주세요.", "네", "반가워요"]
+PROMPTS = [Prompt(text) for text in TEXTS]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,7 @@ def model(tiny_base):
 
 def greedy_loop(model, tokenizer, prompt, limit):
     """One prompt at a time, without cache, padding or generate()."""
-    ids = encode_prompt(tokenizer, prompt)
+    ids = encode_prompt(tokenizer, prompt.messages)
     found = []
     for _ in range(limit):
         with torch.no_grad():
@@ -94,7 +101,7 @@ def test_what_is_no_setting(preset, words, message):
 
 def test_a_value_that_transformers_refuses(model, tiny_tokenizer):
     with pytest.raises(UserError, match="--set"):
-        generate_answers(model, tiny_tokenizer, ["네"], decoding("sample", ["temperature=0"]))
+        generate_answers(model, tiny_tokenizer, [Prompt("네")], decoding("sample", ["temperature=0"]))
     assert model.generation_config.temperature != 0
 
 
@@ -113,7 +120,7 @@ def test_greedy_equals_a_loop(model, tiny_tokenizer):
 @pytest.mark.parametrize("preset", ["beam", "course", "top_k", "top_p", "sample"])
 def test_a_preset_is_what_generate_makes_of_its_fields(model, tiny_tokenizer, preset):
     answer = generate_answers(model, tiny_tokenizer, PROMPTS[:1], decoding(preset, ["max_new_tokens=8"]), seed=3)[0]
-    ids = torch.tensor([encode_prompt(tiny_tokenizer, PROMPTS[0])])
+    ids = torch.tensor([encode_prompt(tiny_tokenizer, PROMPTS[0].messages)])
     torch.manual_seed(3)
     expected = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8,
@@ -161,7 +168,7 @@ def test_no_prompts(model, tiny_tokenizer):
 
 
 def test_mean_logprob(model, tiny_tokenizer):
-    ids = encode_prompt(tiny_tokenizer, PROMPTS[1])
+    ids = encode_prompt(tiny_tokenizer, PROMPTS[1].messages)
     answer = Response("", (7, 9, 300, tiny_tokenizer.eos_token_id), True)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[*ids, *answer.ids]])).logits[0].double()
@@ -177,18 +184,103 @@ def test_comparison(model, tiny_tokenizer, tiny_reward):
     scorer = load_scorer(tiny_reward, "float32", tiny_tokenizer)
     rows = compare_decoding(model, tiny_tokenizer, PROMPTS[:2], strategies, 0, scorer)
     assert [(row["prompt"], row["decoding"]) for row in rows] == [
-        (prompt, name) for prompt in PROMPTS[:2] for name in ("greedy", "beam")
+        (prompt, name) for prompt in TEXTS[:2] for name in ("greedy", "beam")
     ]
     answers = {name: generate_answers(model, tiny_tokenizer, PROMPTS[:2], s) for name, s in strategies.items()}
     for i, prompt in enumerate(PROMPTS[:2]):
         for j, name in enumerate(strategies):
             row, answer = rows[2 * i + j], answers[name][i]
-            ids = encode_prompts(tiny_tokenizer, [prompt])[0]
+            ids = encode_prompts(tiny_tokenizer, [prompt.messages])[0]
             assert (row["completion"], row["ended"], row["tokens"]) == (answer.text, answer.ended, len(answer.ids))
             assert row["logprob"] == mean_logprob(model, ids, answer)
             assert row["distinct_2"] == distinct([answer.ids], 2)
             assert row["score"] == pytest.approx(score_ids(scorer, tiny_tokenizer, [[*ids, *answer.ids]])[0])
     assert "score" not in compare_decoding(model, tiny_tokenizer, PROMPTS[:1], strategies, 0)[0]
+
+
+# --- Where an answer starts and ends, and system messages
+
+
+class Scripted:
+    """Says these ids, whatever it is asked, and keeps what it was asked."""
+
+    config, generation_config, device = GPT2Config(n_positions=200), None, "cpu"
+
+    def __init__(self, *ids):
+        self.ids, self.asked = ids, []
+
+    def eval(self):
+        return self
+
+    def generate(self, input_ids, generation_config, streamer=None, **_):
+        self.asked += input_ids.tolist()
+        self.stops = generation_config.eos_token_id
+        if streamer:
+            streamer.put(input_ids)
+            for token_id in self.ids:
+                streamer.put(torch.tensor([token_id]))
+            streamer.end()
+        return torch.tensor([[*row, *self.ids] for row in input_ids.tolist()])
+
+
+@pytest.fixture
+def thoughtful(tiny_tokenizer, monkeypatch):
+    """A template that opens an answer with an empty thought, and closes it with <mask> and a newline."""
+    answer = "'(멍멍)\\n\\n몰라\\n\\n' + message['content'] + '<mask>\\n'"
+    template = tiny_tokenizer.chat_template.replace("message['content'] + eos_token", answer)
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", template)
+    return tiny_tokenizer
+
+
+def test_an_answer_ends_where_the_template_ends_it_or_the_text_ends(thoughtful):
+    end, eos = thoughtful.convert_tokens_to_ids(["<mask>", "</s>"])
+    word = thoughtful.encode("네")[-1]
+    cases = [([word, end, eos, word], 2, True), ([word, eos, end], 2, True), ([word, word], 2, False)]
+    for ids, length, ended in cases:
+        model = Scripted(*ids)
+        (answer,) = generate_answers(model, thoughtful, PROMPTS[:1], decoding("greedy", ["max_new_tokens=4"]))
+        assert (answer.ids, answer.ended) == (tuple(ids[:length]), ended)
+        assert model.stops == [end, eos]
+
+
+def test_an_answer_is_told_without_what_the_template_opens_it_with(thoughtful, capsys):
+    settings = decoding("greedy", ["max_new_tokens=4"])
+    opening, words = "(멍멍)\n\n몰라\n\n", "저도 반가워요. 무엇을 도와드릴까요?"
+    ids = thoughtful(f"{opening}{words}<mask>", add_special_tokens=False)["input_ids"]
+    assert thoughtful.decode(ids) == f"{opening}{words}<mask>"
+    (answer,) = generate_answers(Scripted(*ids), thoughtful, PROMPTS[:1], settings)
+    assert answer.text == words
+    chat = Chat(Scripted(*ids), thoughtful, settings)
+    capsys.readouterr()
+    for _ in range(2):
+        assert chat.say("반가워요")[0] == words
+        assert capsys.readouterr().out == f"{words}\n"
+    for other in ("(멍멍)", "(멍멍) 하고 울어요."):  # not all of it, and something else
+        ids = thoughtful(other, add_special_tokens=False)["input_ids"]
+        assert Chat(Scripted(*ids), thoughtful, settings).say("네")[0] == other
+        assert capsys.readouterr().out == f"{other}\n"
+
+
+def test_a_prompt_s_system_message_reaches_the_model(tiny_tokenizer):
+    model, prompts = Scripted(5), [Prompt("네", "존댓말로 답해."), Prompt("네"), Prompt("네", "반말로 답해.")]
+    settings = decoding("greedy", ["max_new_tokens=4"])
+    generate_answers(model, tiny_tokenizer, prompts, settings, batch_size=1)
+    texts = [render(tiny_tokenizer, prompt.messages, prompt=True) for prompt in prompts]
+    assert sorted(model.asked) == sorted(tiny_tokenizer(texts, add_special_tokens=False)["input_ids"])
+
+
+def test_a_comparison_keeps_prompts_apart_by_their_system_message(model, tiny_tokenizer):
+    prompts = [Prompt("네", "존댓말로 답해."), Prompt("네"), Prompt("네", "반말로 답해.")]
+    strategies = {name: decoding(name, ["max_new_tokens=2"]) for name in ("greedy", "beam")}
+    rows = compare_decoding(model, tiny_tokenizer, prompts, strategies)
+    expected = [(p.system, name) for p in prompts for name in strategies]
+    assert [(row.get("system"), row["decoding"]) for row in rows] == expected
+    for row, prompt in zip(rows[::2], prompts, strict=True):
+        answer = generate_answers(model, tiny_tokenizer, [prompt], strategies["greedy"])[0]
+        assert row["logprob"] == mean_logprob(model, encode_prompt(tiny_tokenizer, prompt.messages), answer)
+    console = Console(file=io.StringIO(), width=100)
+    print_decodings(rows, console)
+    assert console.file.getvalue().count("log p a token") == 3
 
 
 # --- Chat
@@ -216,7 +308,7 @@ def test_a_chat_remembers(model, tiny_tokenizer, capsys, preset):
 
 def test_a_chat_forgets_the_oldest_first(model, tiny_tokenizer):
     positions = model.config.max_position_embeddings
-    length = len(encode_prompt(tiny_tokenizer, "반가워요"))
+    length = len(encode_prompt(tiny_tokenizer, Prompt("반가워요").messages))
     chat = Chat(model, tiny_tokenizer, decoding("greedy", [f"max_new_tokens={positions - length - 4}"]))
     for text in ("반가워요", "네"):
         chat.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": "네"}]
@@ -227,6 +319,24 @@ def test_a_chat_forgets_the_oldest_first(model, tiny_tokenizer):
     with pytest.raises(UserError, match="don't fit"):
         chat.say("반가워요 " * 50)
     assert chat.messages == before
+
+
+def test_a_chat_keeps_its_system_message(tiny_tokenizer):
+    """Also after a reset, and where it forgets the oldest exchanges."""
+    model = Scripted(tiny_tokenizer.encode("네")[-1])
+    chat = Chat(model, tiny_tokenizer, decoding("greedy", ["max_new_tokens=4"]), "무엇을 도와드릴까요?")
+    alone = encode_prompt(tiny_tokenizer, Prompt("네", "무엇을 도와드릴까요?").messages)
+    start = tiny_tokenizer.encode("무엇을 도와드릴까요?")
+    assert alone[: len(start)] == start
+    for text in ("반가워요", "네"):
+        chat.say(text)
+    chat.reset()
+    chat.say("네")
+    chat.messages *= 60
+    assert chat.say("네")[1] > 0
+    assert [ids[: len(start)] for ids in model.asked] == [start] * 4
+    assert model.asked[2] == alone
+    assert "도와드릴까요" not in str(chat.messages)
 
 
 def test_chat_command(kochat, tiny_base, monkeypatch):
@@ -253,33 +363,62 @@ def test_generate_command(kochat, tiny_base, model, tiny_tokenizer, write, tmp_p
     words = ["max_new_tokens=6", "min_new_tokens=6"]
     settings = ("--set", *words)
     expected = generate_answers(model, tiny_tokenizer, PROMPTS[:3], decoding("greedy", words))
-    code, printed = kochat("generate", tiny_base, "--prompt", PROMPTS[0], *settings)
+    code, printed = kochat("generate", tiny_base, "--prompt", TEXTS[0], *settings)
     assert (code, said(printed).strip()) == (0, expected[0].text)
     assert expected[0].text
-    file = write("prompts.jsonl", json.dumps([{"prompt": prompt} for prompt in PROMPTS[:3]]))
+    file = write("prompts.jsonl", json.dumps([{"prompt": prompt} for prompt in TEXTS[:3]]))
     code, printed = kochat("generate", tiny_base, "--file", file, *settings)
     assert code == 0
-    for prompt, answer in zip(PROMPTS[:3], expected, strict=True):
+    for prompt, answer in zip(TEXTS[:3], expected, strict=True):
         assert f"{prompt}\n  → {answer.text}\n" in printed
     output = tmp_path / "answers.jsonl"
     assert kochat("generate", tiny_base, "--file", file, "--output", output, "--limit", 2, *settings)[0] == 0
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert rows == [
-        {"prompt": p, "completion": a.text, "ended": a.ended} for p, a in zip(PROMPTS[:2], expected[:2], strict=True)
+        {"prompt": p, "completion": a.text, "ended": a.ended} for p, a in zip(TEXTS[:2], expected[:2], strict=True)
     ]
 
 
+def test_a_system_message_for_all(kochat, tiny_base, model, tiny_tokenizer, write, tmp_path):
+    """It goes before a record's own, which is used where none is given."""
+    words = ["max_new_tokens=6", "min_new_tokens=6"]
+    file = write("prompts.jsonl", json.dumps([{"prompt": "네", "system": "반말로 답해."}, {"prompt": "네"}]))
+    for given, systems in (("존댓말로 답해.", ["존댓말로 답해."] * 2), (None, ["반말로 답해.", None])):
+        output = tmp_path / f"{given}.jsonl"
+        options = ("--system", given) if given else ()
+        code, printed = kochat("generate", tiny_base, "--file", file, "--output", output, "--set", *words, *options)
+        assert code == 0, printed
+        prompts = [Prompt("네", system) for system in systems]
+        answers = generate_answers(model, tiny_tokenizer, prompts, decoding("greedy", words))
+        rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+        assert rows == [
+            p.fields | {"completion": a.text, "ended": a.ended} for p, a in zip(prompts, answers, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("words", [("chat",), ("generate", "--prompt", "네")])
+def test_a_template_that_takes_no_system_message(kochat, tiny_base, tiny_tokenizer, tmp_path, monkeypatch, words):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("네\n"))
+    folder, tokenizer = shutil.copytree(tiny_base, tmp_path / "base"), copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['role'] == 'system' and loop.first", "false")
+    tokenizer.save_pretrained(folder)
+    command, *options = words
+    assert kochat(command, folder, *options, "--set", "max_new_tokens=2")[0] == 0
+    code, printed = kochat(command, folder, *options, "--set", "max_new_tokens=2", "--system", "친절하게")
+    assert code == 1
+    assert "error: the chat template takes no messages of system, user" in printed
+
+
+def test_the_chat_command_takes_a_system_message(kochat, tiny_base, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Chat, "say", lambda chat, text: asked.append([*chat.system, text]) or ("", 0))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("네\n"))
+    assert kochat("chat", tiny_base, "--system", "친절하게")[0] == 0
+    assert asked == [[{"role": "system", "content": "친절하게"}, "네"]]
+
+
 def test_generate_compares_on_a_narrow_screen(kochat, tiny_base, tiny_reward):
-    words = (
-        "generate",
-        tiny_base,
-        "--prompt",
-        PROMPTS[0],
-        "--compare",
-        "greedy,beam,top_p",
-        "--set",
-        "max_new_tokens=6",
-    )
+    words = ("generate", tiny_base, "--prompt", TEXTS[0], "--compare", "greedy,beam,top_p", "--set", "max_new_tokens=6")
     code, printed = kochat(*words, "--reward-model", tiny_reward, width=60)
     assert code == 0, printed
     assert max(map(len, said(printed).splitlines())) <= 60

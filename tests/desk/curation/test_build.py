@@ -3,7 +3,7 @@
 import json
 
 from kochat_trl.data.readers import read_records
-from kochat_trl.data.records import parse_preference
+from kochat_trl.data.records import Prompt, conversation, parse_preference
 from kochat_trl.desk.curation.build import (
     answers_in,
     gather_answers,
@@ -15,13 +15,16 @@ from kochat_trl.desk.curation.build import (
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import add_lora, load_causal_lm, load_policy, new_reward_model
 from kochat_trl.reward.score import load_scorer, score_dialogues
-from kochat_trl.rows.encode import conversation
 from kochat_trl.settings.keys import ModelArguments
 
 import pytest
 import torch
 
 FLOAT = ModelArguments(dtype="float32")
+
+
+def prompts(*texts):
+    return [Prompt(text) for text in texts]
 
 
 def by_rank(record):
@@ -40,21 +43,21 @@ def test_prompts_of_every_shape(write):
         "talk.jsonl": "<<start conversation>>\n<사람>: 가\n<챗봇>: 나\n",
     }
     for name, content in files.items():
-        assert read_prompts(write(name, content)) == (["가"], [])
+        assert read_prompts(write(name, content)) == ([Prompt("가")], [])
     broken = write("broken.jsonl", '[{"prompt": "가"}, {"prompt": ""}]')
-    assert read_prompts(broken, limit=1) == (["가"], [])  # what is not asked for is not refused either
+    assert read_prompts(broken, limit=1) == ([Prompt("가")], [])  # what is not asked for is not refused either
     with pytest.raises(UserError, match=r"1 of 2 records .*\n.*record 1\)"):
         read_prompts(broken)
     prompts, left_out = read_prompts(broken, skip_invalid=True)
-    assert (prompts, [error.source.index for error in left_out]) == (["가"], [1])
+    assert (prompts, [error.source.index for error in left_out]) == ([Prompt("가")], [1])
 
 
 def test_rankings_in_the_order_of_the_sources():
-    prompts = [f"질문 {i}" for i in range(40)]
+    prompts = [Prompt(f"질문 {i}") for i in range(40)]
     answers = [[f"{source} {i}" for i in range(40)] for source in "상중하"]
     records, left_out = rank_answers(prompts, answers, seed=3)
     assert left_out == []
-    assert [record["prompt"] for record in records] == prompts
+    assert [record["prompt"] for record in records] == [prompt.prompt for prompt in prompts]
     assert [by_rank(record) for record in records] == [[[f"상 {i}"], [f"중 {i}"], [f"하 {i}"]] for i in range(40)]
     places = {record["ranking"].index(0) for record in records}
     assert places == {0, 1, 2}  # completion 0 is not always the best: they are shuffled
@@ -66,27 +69,27 @@ def test_rankings_in_the_order_of_the_sources():
 def test_rankings_by_score_with_ties_equal_and_empty_answers():
     answers = [["가", "가", "가", " "], ["나", "가", "나", "나"], ["다", "나", "가", "다"]]
     scores = [[0.0, -1.0, 5.0, 9.0], [2.0, 3.0, 1.0, 1.0], [2.0, 0.5, 9.0, 2.0]]
-    records, left_out = rank_answers(["1", "2", "3", "4"], answers, 0, scores)
+    records, left_out = rank_answers(prompts("1", "2", "3", "4"), answers, 0, scores)
     found = [[sorted(tier) for tier in by_rank(record)] for record in records]
     assert found == [[["나", "다"], ["가"]], [["가"], ["나"]], [["가"], ["나"]], [["다"], ["나"]]]
     assert left_out == []
-    assert rank_answers(["1", "2"], [["가", "나"], ["가", "나"]], 0) == ([], ["1", "2"])
-    assert rank_answers(["1"], [["가"], ["나"]], 0, [[1.0], [1.0]]) == ([], ["1"])  # nothing but a tie
+    assert rank_answers(prompts("1", "2"), [["가", "나"], ["가", "나"]], 0) == ([], ["1", "2"])
+    assert rank_answers(prompts("1"), [["가"], ["나"]], 0, [[1.0], [1.0]]) == ([], ["1"])  # nothing but a tie
 
 
 def test_answers_come_from_a_file_or_a_model(write, tiny_base, tiny_tokenizer, tmp_path):
     path = write("answers.jsonl", '[{"prompt": "나", "completion": "둘"}, {"prompt": " 가", "completion": "하나"}]')
-    assert gather_answers(path, ["가", "나"], 8, 1.0, 0) == ["하나", "둘"]
+    assert gather_answers(path, prompts("가", "나"), 8, 1.0, 0) == ["하나", "둘"]
     with pytest.raises(UserError, match=r"no answer to 1 of 2 prompts, such as \['다'\]"):
-        answers_in(path, ["가", "다"])
+        answers_in(path, prompts("가", "다"))
     empty = write("empty.jsonl", '[{"prompt": "가", "completion": ""}, {"prompt": "나", "completion": "둘"}]')
-    assert answers_in(empty, ["나", "가"]) == ["둘", ""]  # which the ranking then leaves out
+    assert answers_in(empty, prompts("나", "가")) == ["둘", ""]  # which the ranking then leaves out
     with pytest.raises(UserError, match=r"1 of 2 records .*\n.*record 1\).*field 'completion'"):
-        answers_in(write("broken.jsonl", '[{"prompt": "가", "completion": "나"}, {"prompt": "다"}]'), ["가"])
-    sampled = gather_answers(tiny_base, ["반가워요", "반가워요"], 8, 1.0, 0)
-    assert sampled != gather_answers(tiny_base, ["반가워요", "반가워요"], 8, 1.0, 1)
-    assert sampled == gather_answers(tiny_base, ["반가워요", "반가워요"], 8, 1.0, 0)
-    greedy = gather_answers(tiny_base, ["반가워요", "반가워요"], 8, 0.0, 0)
+        answers_in(write("broken.jsonl", '[{"prompt": "가", "completion": "나"}, {"prompt": "다"}]'), prompts("가"))
+    sampled = gather_answers(tiny_base, prompts("반가워요", "반가워요"), 8, 1.0, 0)
+    assert sampled != gather_answers(tiny_base, prompts("반가워요", "반가워요"), 8, 1.0, 1)
+    assert sampled == gather_answers(tiny_base, prompts("반가워요", "반가워요"), 8, 1.0, 0)
+    greedy = gather_answers(tiny_base, prompts("반가워요", "반가워요"), 8, 0.0, 0)
     assert greedy[0] == greedy[1]
 
 
@@ -97,18 +100,23 @@ def test_scores_are_those_of_the_reward_model(tiny_base, tiny_tokenizer, tmp_pat
     model.save_pretrained(tmp_path / "reward")
     tiny_tokenizer.save_pretrained(tmp_path / "reward")
     prompts, answers = (
-        ["반가워요", "높다의 반대말은 뭐야?"],
+        [Prompt("반가워요"), Prompt("높다의 반대말은 뭐야?", "반말로 해.")],
         [["저도 반가워요.", "낮다"], ["반가", "높다의 반대말은 낮다입니다."]],
     )
     found = gather_scores(str(tmp_path / "reward"), prompts, answers)
     for source, row in zip(answers, found, strict=True):
         for prompt, answer, score in zip(prompts, source, row, strict=True):
-            text = f"### Instruction(명령어):\n{prompt}\n\n### Response(응답):{answer}</s>"
+            text = f"### Instruction(명령어):\n{prompt.prompt}\n\n### Response(응답):{answer}</s>"
+            text = f"{prompt.system}\n\n{text}" if prompt.system else text
             ids = torch.tensor([tiny_tokenizer.encode(text)])
             hidden = model.transformer(ids).last_hidden_state[0, -1].detach()
             assert score == pytest.approx(float(hidden @ model.score.weight[0].detach()), abs=1e-5)
     scorer = load_scorer(str(tmp_path / "reward"), "float32", tiny_tokenizer)  # in float64 on a CPU
-    turns = [conversation(*pair) for source in answers for pair in zip(prompts, source, strict=True)]
+    turns = [
+        conversation(prompt.prompt, answer, system=prompt.system)
+        for source in answers
+        for prompt, answer in zip(prompts, source, strict=True)
+    ]
     exact = pytest.approx(score_dialogues(scorer, tiny_tokenizer, turns, batch_size=1), abs=1e-12)
     assert [score for row in found for score in row] == exact
 

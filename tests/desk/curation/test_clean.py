@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 from kochat_trl.data.readers import DIALOGUE_START, read_records
-from kochat_trl.data.records import parse
+from kochat_trl.data.records import conversation, parse
 from kochat_trl.desk.curation.clean import clean_file
 from kochat_trl.desk.curation.faults import FAULTS
 from kochat_trl.desk.curation.view import print_summary
 from kochat_trl.errors import UserError
-from kochat_trl.rows.encode import conversation, encode_dialogues, encode_prompts
+from kochat_trl.rows.encode import encode_dialogues, encode_prompts
 from tests.desk.curation.helpers import DEFAULT, RANKED, SFT, Cleaned, clean_names, messages, ranking
 
 import pytest
@@ -244,7 +244,7 @@ def test_overlong(clean, tmp_path, write, tiny_tokenizer):
             ranking(short, long, ranking=[0, 1]),
         ],
     }
-    prompt_length = len(encode_prompts(tiny_tokenizer, [short])[0])
+    prompt_length = len(encode_prompts(tiny_tokenizer, [conversation(short)])[0])
     length = len(encode_dialogues(tiny_tokenizer, [conversation(short, short)])[0][0])
     for name, records in files.items():
         path = write(f"{name}/dirty", json.dumps(records))

@@ -2,12 +2,13 @@
 
 import json
 
+from kochat_trl.data.records import conversation
 from kochat_trl.desk.curation.audit import KEPT, check_files
 from kochat_trl.desk.curation.clean import clean_file
 from kochat_trl.desk.curation.faults import FAULTS, TEXT_FAULTS
 from kochat_trl.errors import UserError
 from kochat_trl.models.tokenizer import CHAT_TEMPLATE
-from kochat_trl.rows.encode import conversation, encode_dialogue
+from kochat_trl.rows.encode import encode_dialogue
 from tests.desk.curation.helpers import found, lines, ranked
 
 import pytest

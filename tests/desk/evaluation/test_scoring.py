@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+from kochat_trl.data.records import conversation
 from kochat_trl.desk.evaluation import scoring, view
 from kochat_trl.desk.evaluation.metrics import ScoredAnswer
 from kochat_trl.desk.evaluation.scoring import Reading, read_rankings, score_rankings
@@ -17,7 +18,7 @@ from kochat_trl.files import new_file
 from kochat_trl.models.loading import load_reward_model
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.score import load_scorer, score_dialogues, score_ids
-from kochat_trl.rows.encode import conversation, encode_dialogue, encode_prompt
+from kochat_trl.rows.encode import encode_dialogue, encode_prompt
 from kochat_trl.rows.rows import build_dataset
 from kochat_trl.runs.merge import merge_adapter
 from kochat_trl.settings.keys import DataArguments, ModelArguments
@@ -46,7 +47,7 @@ def test_scores_depend_neither_on_the_batch_nor_on_padding(tiny_reward, loading)
     def poison(module, args, kwargs):
         hidden = kwargs["attention_mask"] == 0
         padding.append(int(hidden.sum()))
-        return (args[0].masked_fill(hidden, 77), *args[1:]), kwargs
+        return args, kwargs | {"input_ids": kwargs["input_ids"].masked_fill(hidden, 77)}
 
     hook = model.base_model.model.transformer.register_forward_pre_hook(poison, with_kwargs=True)
     for batch_size in (3, 64):
@@ -75,13 +76,14 @@ def test_the_score_is_read_at_the_end_of_the_answer(tiny_reward, answer):
     assert by_hand[-2].item() != pytest.approx(by_hand[-1].item(), abs=1e-2)
 
 
-def test_where_padding_is_the_end_token_the_score_is_read_before_it(tiny_reward):
+def test_where_padding_is_the_end_token_the_score_is_read_at_it_too(tiny_reward):
     tokenizer = load_tokenizer(tiny_reward)
+    expected = score_dialogues(load_scorer(tiny_reward, "float32", tokenizer), tokenizer, DIALOGUES)
     tokenizer.pad_token = tokenizer.eos_token
-    model = load_reward_model(tiny_reward, ModelArguments(dtype="float32"), tokenizer)
-    ids = encode_dialogue(tokenizer, DIALOGUES[0])[0]
-    cut = score_ids(model, tokenizer, [ids[:-1]])[0]
-    assert score_dialogues(model, tokenizer, DIALOGUES[:1])[0] == pytest.approx(cut, abs=1e-4)
+    model = load_scorer(tiny_reward, "float32", tokenizer)
+    assert score_dialogues(model, tokenizer, DIALOGUES) == pytest.approx(expected, abs=1e-5)
+    cut = score_ids(model, tokenizer, [encode_dialogue(tokenizer, DIALOGUES[0])[0][:-1]])[0]
+    assert cut != pytest.approx(expected[0], abs=1e-2)
 
 
 def test_a_merged_reward_model_scores_as_its_adapter(tiny_reward, tmp_path):
@@ -281,7 +283,7 @@ def test_a_cut_is_the_one_of_training(long, tiny_reward, tiny_tokenizer):
         assert str(report) == str(trained)
     (_, texts), _ = read_rankings(tiny_reward, [long], Reading(overlong="truncate"))
     assert [len(text.ids) for text in texts if text.row["completion"].startswith("다")] == [128]
-    assert [text.tokens for text in texts][1] == 128 - len(encode_prompt(tiny_tokenizer, "가"))
+    assert [text.tokens for text in texts][1] == 128 - len(encode_prompt(tiny_tokenizer, conversation("가")))
 
 
 def test_score_refuses_cuts_or_leaves_out_what_is_too_long(kochat, long, tiny_reward, tmp_path):
@@ -367,6 +369,28 @@ def test_score_writes_a_row_for_each_answer(kochat, write, tiny_reward, tmp_path
     code, printed = kochat("score", tiny_reward, path, "--output", tmp_path / "out.jsonl")
     assert code == 1
     assert "exists already" in printed
+
+
+def test_system_messages_are_scored_and_written(kochat, write, tiny_reward, tmp_path):
+    tokenizer, system = load_tokenizer(tiny_reward), {"system": "존댓말로 답해."}
+    pair = {"prompt": "가", "chosen": "나", "rejected": "다"}
+    turns = list(conversation(*"가나다라", system="존댓말로 답해."))
+    path = write("a.jsonl", json.dumps([{"prompt": "가", "completion": "나"} | system, pair | system, pair]))
+    out, long = tmp_path / "out.jsonl", write("b.jsonl", json.dumps([{"messages": turns}]))
+    assert kochat("score", tiny_reward, path, "--output", out)[0] == 0
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    scores = [row.pop("score") for row in rows]
+    answers = [{"prompt": "가"} | fields for fields in ({"completion": "나"}, {"completion": "다"})]
+    ranked = [answer | {"rank": rank} for rank, answer in enumerate(answers)]
+    assert rows == [answers[0] | system, *(row | system for row in ranked), *ranked]
+    dialogues = [conversation("가", row["completion"], system=row.get("system")) for row in rows]
+    model = load_scorer(tiny_reward, "float32", tokenizer)
+    assert scores == pytest.approx(score_dialogues(model, tokenizer, dialogues), abs=1e-5)
+    assert scores[0] == scores[1] != pytest.approx(scores[3], abs=1e-4)
+    assert kochat("score", tiny_reward, long, "--output", tmp_path / "long.jsonl")[0] == 0
+    assert json.loads((tmp_path / "long.jsonl").read_text(encoding="utf-8"))["messages"] == turns
+    texts, _ = read_rankings(tiny_reward, [write("c.jsonl", json.dumps([pair | system]))])
+    assert [text.ids for text in texts[0]] == [encode_dialogue(tokenizer, d)[0] for d in dialogues[1:3]]
 
 
 def test_score_loads_as_told(kochat, kochatgpt_files, tiny_reward, tmp_path):

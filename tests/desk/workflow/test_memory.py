@@ -9,6 +9,7 @@ from kochat_trl.errors import UserError
 import pytest
 import torch
 import yaml
+from transformers import Gemma3Config
 
 VOCAB, WIDTH, LAYERS, RANK = 500, 32, 2, 4
 MIB = 2**20
@@ -61,6 +62,18 @@ def test_weights_adapters_gradients_and_optimizer(configs):
         assert 8 * adapter < parts["optimizer"] < 8 * adapter + 1000
     assert "gradients" not in found["PPO, sampling"]
     assert found["PPO, sampling"]["trained weights"] == found["PPO, update"]["trained weights"]
+
+
+def test_a_base_whose_text_part_has_a_config_of_its_own(configs):
+    """The sizes are those of the text part, also for PPO's heads."""
+    text = {"vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": LAYERS}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 128}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 16, "patch_size": 8})
+    assert not hasattr(shape, "vocab_size")
+    found = by_phase(plan_memory(configs, shape=shape))
+    assert found["SFT"]["logits"] % VOCAB == 0
+    assert len(found) == 4
 
 
 def test_quantized_weights(configs):

@@ -93,6 +93,17 @@ def test_launcher_and_seed(configs):
     assert steps[4].command[-2:] == ["--seed", "3"]
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_code_that_a_config_trusts_is_trusted_by_what_follows(evaluated, stage):
+    steps = {step.stage: step.command for step in make_plan(evaluated).steps}
+    assert not any("--trust-remote-code" in command for command in steps.values())
+    file = evaluated / f"{stage}.yaml"
+    file.write_text(f"{file.read_text()}trust_remote_code: true\n")
+    steps = {step.stage: step.command for step in make_plan(evaluated).steps}
+    told = [name for name, command in steps.items() if command[-1] == "--trust-remote-code"]
+    assert told == ["evaluate", "merge", "report"]
+
+
 @pytest.mark.parametrize(
     ("done", "expected"),
     [

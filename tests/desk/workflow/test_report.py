@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from kochat_trl.data.probes import PROBES
+from kochat_trl.data.records import Prompt
 from kochat_trl.desk.answers.generate import Response, decoding, generate_answers, mean_logprob
 from kochat_trl.desk.sample.sample import Judge, make_questions, write_sample_data
 from kochat_trl.desk.statistics import mean_interval, wilson_interval
@@ -79,11 +80,11 @@ def test_it_asks_what_sft_held_out_after_the_courses_four(run, report, kochatgpt
 
 
 def test_other_prompts(run, tmp_path, write):
-    found = [Run.of(run / "ppo")]
+    found, asked = [Run.of(run / "ppo")], [Prompt(text) for text in (*FOUR, "하나")]
     file = write("p.jsonl", json.dumps([{"prompt": "하나"}, {"prompt": ""}, {"prompt": "둘"}, {"prompt": "하나"}]))
-    assert read_questions(found, file) == ([*FOUR, "하나", "둘"], {}, True, None)
+    assert read_questions(found, file) == ([*asked, Prompt("둘")], {}, True, None)
     assert not read_questions(found, found[0].settings["train_files"][0])[2]  # whoever names it
-    assert read_questions(found, file, limit=1)[0] == [*FOUR, "하나"]
+    assert read_questions(found, file, limit=1)[0] == asked
     copied = tmp_path / "run"
     shutil.copytree(run, copied)
     for name, changes in {"sft": {"eval_files": []}, "ppo": {"sft_model_path": str(copied / "sft")}}.items():
@@ -94,14 +95,30 @@ def test_other_prompts(run, tmp_path, write):
     assert not held_out
 
 
+def test_a_prompt_is_asked_with_its_system_message(run, write, tiny_base, tiny_tokenizer):
+    """One text under two system messages is two prompts; each has its own reference."""
+    polite = {"system": "존댓말로 답해."}
+    records = [{"prompt": "하나", "completion": "둘"}, {"prompt": "하나", "completion": "셋"} | polite]
+    file = write("p.jsonl", json.dumps(records))
+    prompts, references, *_ = read_questions([Run.of(run / "ppo")], file)
+    asked = [Prompt("하나"), Prompt("하나", "존댓말로 답해.")]
+    assert (prompts[len(FOUR) :], references) == (asked, dict(zip(asked, ["둘", "셋"], strict=True)))
+    report = build_report([run / "ppo"], file, seed=1)
+    model = load_policy(tiny_base, ModelArguments(dtype="float32"), tiny_tokenizer)
+    answers = generate_answers(model, tiny_tokenizer, prompts, decoding("sample", ["max_new_tokens=6"]), seed=1)
+    assert [row["base"]["text"] for row in report["answers"]] == [answer.text for answer in answers]
+    shown = [{key: row[key] for key in row if key in ("prompt", "system", "reference")} for row in report["answers"]]
+    assert shown[len(FOUR) :] == [p.fields | {"reference": r} for p, r in references.items()]
+
+
 def test_answers_scores_and_wins(run, report, tiny_base, tiny_tokenizer):
-    prompts = [row["prompt"] for row in report["answers"]]
+    prompts = [Prompt(row["prompt"]) for row in report["answers"]]
     settings = decoding("sample", ["max_new_tokens=6"])
     scorer = load_scorer(str(run / "reward"), "float32", tiny_tokenizer)
     for name, path in {"base": tiny_base, "sft": str(run / "sft"), "ppo": str(run / "ppo")}.items():
         model = load_policy(path, ModelArguments(dtype="float32"), tiny_tokenizer)
         answers = generate_answers(model, tiny_tokenizer, prompts, settings, seed=1)
-        ids = [[*encode_prompt(tiny_tokenizer, p), *a.ids] for p, a in zip(prompts, answers, strict=True)]
+        ids = [[*encode_prompt(tiny_tokenizer, p.messages), *a.ids] for p, a in zip(prompts, answers, strict=True)]
         for row, answer, score in zip(report["answers"], answers, score_ids(scorer, tiny_tokenizer, ids), strict=True):
             assert (row[name]["text"], row[name]["tokens"]) == (answer.text, len(answer.ids))
             assert row[name]["score"] == pytest.approx(score, abs=1e-6)
@@ -117,12 +134,12 @@ def test_answers_scores_and_wins(run, report, tiny_base, tiny_tokenizer):
 
 def test_kl(run, report, tiny_tokenizer):
     """The mean, over PPO's answers, of log π − log π_ref of the whole answer."""
-    prompts = [row["prompt"] for row in report["answers"]]
+    prompts = [Prompt(row["prompt"]) for row in report["answers"]]
     models = {n: load_policy(str(run / n), ModelArguments(dtype="float32"), tiny_tokenizer) for n in ("ppo", "sft")}
     answers = generate_answers(models["ppo"], tiny_tokenizer, prompts, decoding("sample", ["max_new_tokens=6"]), seed=1)
     total = 0.0
     for prompt, answer in list(zip(prompts, answers, strict=True))[len(FOUR) :]:
-        ids = encode_prompt(tiny_tokenizer, prompt)
+        ids = encode_prompt(tiny_tokenizer, prompt.messages)
         for name, sign in (("ppo", 1), ("sft", -1)):
             with torch.no_grad():
                 logits = models[name].eval()(input_ids=torch.tensor([[*ids, *answer.ids]])).logits[0].double()
@@ -135,7 +152,7 @@ def test_kl(run, report, tiny_tokenizer):
 
 def test_kl_is_at_the_runs_temperature(run, tiny_tokenizer):
     model = load_policy(str(run / "ppo"), ModelArguments(dtype="float32"), tiny_tokenizer)
-    ids, answer = encode_prompt(tiny_tokenizer, "반가워요"), Response("", (40, 41), True)
+    ids, answer = encode_prompt(tiny_tokenizer, Prompt("반가워요").messages), Response("", (40, 41), True)
     with torch.no_grad():
         logits = model.eval()(input_ids=torch.tensor([[*ids, 40, 41]])).logits[0, -3:-1].double() / 0.5
         expected = logits.log_softmax(-1)[[0, 1], [40, 41]].mean().item()

@@ -79,18 +79,29 @@ def last_checkpoint(output_dir: Path) -> Path | None:
 _FULL = ("No space left", "os error 28", "unexpected pos", "failed writing file")
 
 
+def _says_full(error: BaseException) -> bool:
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in _FULL)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it was raised from: `datasets` wraps what it meets."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 @contextmanager
 def full_disk_told(folder: str | Path) -> Iterator[None]:
     """Tell a full disk as such, by a `UserError` that names `folder` and what can be gone on with."""
     try:
         yield
     except Exception as error:
-        number = getattr(error, "errno", None)
-        if number not in (errno.ENOSPC, errno.EDQUOT) and not any(words in str(error) for words in _FULL):
+        if not any(map(_says_full, _causes(error))):
             raise
         checkpoint = last_checkpoint(Path(folder))
         rest = f"; --resume_from_checkpoint {checkpoint} then goes on" if checkpoint else ""
-        free = shutil.disk_usage(folder).free / 2**20
+        there = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free / 2**20
         raise UserError(
             f"{folder}: the disk is full ({free:,.0f} MiB are free now). What was saved before is whole: make room, "
             f"and start again{rest}"

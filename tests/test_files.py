@@ -1,5 +1,6 @@
 """What can't be written is told, and what is replaced is replaced whole."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -55,12 +56,38 @@ def test_other_errors_stay_what_they_are(tmp_path):
         (tmp_path / "not there").read_text()
 
 
-@needs_full
-def test_a_new_file_on_a_full_disk_leaves_nothing(tmp_path):
-    (tmp_path / f".a.{os.getpid()}.partial").symlink_to(FULL)
-    with pytest.raises(UserError, match="can't be written"), new_file(tmp_path / "a"):  # the name is taken
+def fail_as_datasets_does():
+    try:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    except OSError as error:
+        raise RuntimeError("an error occurred while generating the dataset") from error
+
+
+def test_a_full_disk_is_told_also_where_a_library_wraps_it(tmp_path):
+    """Also of a folder that isn't there yet."""
+    with pytest.raises(UserError, match="the disk is full"), full_disk_told(tmp_path / "not/there"):
+        fail_as_datasets_does()
+
+
+def test_a_new_file_whose_place_is_taken_is_refused(tmp_path):
+    (tmp_path / f".a.{os.getpid()}.partial").touch()
+    with pytest.raises(UserError, match="can't be written"), new_file(tmp_path / "a"):
         pass
     assert not (tmp_path / "a").exists()
+
+
+@needs_full
+def test_a_new_file_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    opened = Path.open
+
+    def on_a_full_disk(path, mode, **settings):
+        opened(path, mode).close()
+        return opened(Path(FULL), "w", **settings)
+
+    monkeypatch.setattr(Path, "open", on_a_full_disk)
+    with pytest.raises(UserError, match=f"{tmp_path}: the disk is full"), new_file(tmp_path / "a") as stream:
+        stream.write("가" * 10_000)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_is_replaced_whole(tmp_path, monkeypatch):

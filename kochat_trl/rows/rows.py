@@ -30,12 +30,14 @@ from kochat_trl.data.records import (
     summarize,
 )
 from kochat_trl.errors import UserError
+from kochat_trl.files import full_disk_told
 from kochat_trl.models import template
 from kochat_trl.rows.encode import IGNORED, encode_dialogues, encode_prompts, shorten_prompt
 from kochat_trl.settings.keys import DataArguments, Stage
 from kochat_trl.settings.parse import Arguments
 
 from datasets import Dataset
+from datasets.config import HF_DATASETS_CACHE
 from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -142,7 +144,8 @@ def _tokenize(
     state = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map
     for part in (stage, limit, overlong, state, *records):
         key.update(repr(part).encode("utf-8", "surrogatepass"))
-    return Dataset.from_generator(rows, fingerprint=key.hexdigest()[:32])
+    with full_disk_told(HF_DATASETS_CACHE):
+        return Dataset.from_generator(rows, fingerprint=key.hexdigest()[:32])
 
 
 def _sft_rows(

@@ -8,7 +8,7 @@ from typing import Any
 from kochat_trl.desk.evaluation.metrics import BINS, Figures
 from kochat_trl.desk.statistics import wilson_interval
 from kochat_trl.desk.writers import to_json
-from kochat_trl.files import new_file, refuse_existing
+from kochat_trl.files import full_disk_told, new_file, refuse_existing
 
 import numpy as np
 from rich.console import Console
@@ -85,7 +85,7 @@ def write_evaluation(
     image = io.BytesIO()
     plot_reliability(evaluation["calibration"]).savefig(image, format="png", dpi=150)
     png_file.parent.mkdir(parents=True, exist_ok=True)
-    with png_file.open("xb") as file:
+    with full_disk_told(png_file.parent), png_file.open("xb") as file:
         file.write(image.getvalue())
     with new_file(json_file) as stream:  # last: it says that the evaluation is finished
         stream.write(to_json(facts | evaluation | {"against_float32": quantized}, indent=2) + "\n")

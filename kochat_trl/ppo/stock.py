@@ -32,7 +32,7 @@ def refuse_unsupported(args: PPOConfig, tokenizer: PreTrainedTokenizerBase, trai
         )
     if tokenizer.pad_token_id == answer_shape(tokenizer).end_id:
         raise UserError(
-            f"the pad token, {tokenizer.pad_token}, is the one that ends an answer, and TRL's PPOTrainer masks padding: "
+            f"the pad token, {tokenizer.pad_token}, is the one that ends an answer. TRL's PPOTrainer masks padding, so "
             "it would never train the end of an answer. Name another token as pad_token in the SFT model's "
             "tokenizer_config.json"
         )

@@ -68,7 +68,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("Granite 3", {"logits_scaling": 8.0}),
     "cohere": ("Command R", {"logit_scale": 0.25}),
     "cohere2": ("Command R7B", {"logit_scale": 0.25}),
-    "lfm2": ("LFM2", {}),
+    "lfm2": ("LFM2", {"layer_types": ["conv", "full_attention"]}),
     "olmo2": ("OLMo 2", {}),
     "smollm3": ("SmolLM3", {}),
     "glm4": ("GLM-4", {}),

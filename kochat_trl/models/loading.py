@@ -262,6 +262,7 @@ def _class_of(kind: Kind, config: PretrainedConfig, path: str = "", revision: st
     remote = getattr(config, "auto_map", {}).get("AutoModelForCausalLM")
     if remote and remote_code_allowed():
         causal_lm: Any = get_class_from_dynamic_module(remote, path, revision=revision)
+        causal_lm.register_for_auto_class("AutoModelForCausalLM")  # so that its code is saved with it
     elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         causal_lm = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     else:

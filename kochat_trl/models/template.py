@@ -20,6 +20,7 @@ from trl.chat_template_utils import get_training_chat_template
 
 NO_THINKING = "{%- set enable_thinking = enable_thinking | default(false) -%}"  # a switch that Qwen3 and others have
 PROBE = ("질문하나", "대답하나", "질문둘", "대답둘")  # words that no template has
+_BROKEN = (TemplateError, TypeError, ValueError, KeyError)  # what a template, or what it is given, may end in
 logger = logging.getLogger(__name__)
 
 
@@ -37,11 +38,14 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt: bool 
 
     Raises `UserError` if the template refuses them, as Gemma's does a system message.
     """
+    roles = ", ".join(message["role"] for message in messages)
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
+        text = str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
+    except _BROKEN as error:
         raise UserError(f"the chat template takes no messages of {roles}: {error}") from None
+    if messages[0]["role"] == "system" and messages[0]["content"].strip() not in text:
+        raise UserError(f"the chat template takes no messages of {roles}: it leaves the system message out")
+    return text
 
 
 def appended(before: str, text: str) -> str:
@@ -69,8 +73,8 @@ def answered(tokenizer: PreTrainedTokenizerBase, shape: AnswerShape, prompt_text
 def answer_shape(tokenizer: PreTrainedTokenizerBase) -> AnswerShape:
     """Where an answer starts and ends in the tokenizer's template.
 
-    The end is the last special or added token of what stands after an answer whether or not more turns follow: neither
-    the newline after ChatML's `<|im_end|>` is part of it, nor the end of text that Phi-3 writes after a whole dialogue.
+    The end is the last special, or else added, token of what stands after an answer whether or not more turns follow:
+    the newline after ChatML's `<|im_end|>` is no part of it, nor the end of text that Phi-3 writes after a dialogue.
 
     Raises `UserError` if there is no such token, so that SFT would teach no end, or if the prompt is no prefix of
     prompt + answer.
@@ -85,9 +89,13 @@ def answer_shape(tokenizer: PreTrainedTokenizerBase) -> AnswerShape:
     opening, _, closing = text[len(prompt_text) :].partition(PROBE[1])
     between = render(tokenizer, conversation(*PROBE[:3]), prompt=True).partition(PROBE[1])[2]
     opened, closed, more = tokenizer([opening, closing, between], add_special_tokens=False)["input_ids"]
-    tokens = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
-    ends = [i for i in _common(closed, more) if i in tokens] or [i for i in closed if i in tokens]
-    if not ends:
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+    other = {i for i, token in added.items() if token.content.strip()}  # Gemma's newlines are added tokens too
+    both = _common(closed, more)
+    found = ([i for i in part if i in tokens] for tokens in (special, other) for part in (both, closed))
+    ends = next(filter(None, found), None)
+    if ends is None:
         raise UserError(
             f"the chat template closes an answer with {closing!r}, in which the tokenizer has no special token: SFT "
             "would teach no end. Use a template that closes with a token of the tokenizer, such as its eos_token"
@@ -139,7 +147,7 @@ def _templates(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Any, str]]:
     tokenizer.chat_template = stock
     try:
         twin = get_training_chat_template(tokenizer)
-    except ValueError:  # it knows none
+    except _BROKEN:  # it knows none
         twin = None
     if twin:
         yield twin, "TRL's for training in place of the tokenizer's own"
@@ -162,6 +170,8 @@ def generation_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of an answer's ids, without special tokens and what the template opens an answer with."""
-    text = str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+    stops = stop_ids(tokenizer)
+    own = [i for i in ids if i not in stops]  # an end that is added and not special would be text
+    text = str(tokenizer.decode(own, skip_special_tokens=True)).strip()
     opening = "" if tokenizer.chat_template is None else answer_shape(tokenizer).opening
     return text.removeprefix(opening).strip() if opening else text

@@ -54,7 +54,7 @@ def sample_responses(
 
     A response ends after one of `stop_ids`, part of it, or at `response_length` tokens. Each has a generator of its
     own, seeded by `seeds`, so it doesn't depend on the rows beside it (beyond rounding of the logits). Prompts of
-    like length go together, `batch_size` at a time, and a row that is finished leaves the batch.
+    like length go together, `batch_size` at a time, and a row that is finished leaves the batch where it can.
     """
     responses: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
@@ -76,17 +76,21 @@ def _sample_batch(
     uniform = uniform.to(device)
     cache = DynamicCache(config=policy.backbone.config)
     responses: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # those that are still going
+    rows = list(range(len(prompts)))  # in the batch
+    done: set[int] = set()
+    can_leave = all(hasattr(layer, "batch_select_indices") for layer in cache.layers)  # not from convolutions (LFM2)
     for step in range(uniform.shape[1]):
         tokens = next_tokens(policy, ids, mask, cache, uniform[rows, step, None], temperature)
         chosen = tokens.squeeze(1).tolist()
         for row, token in zip(rows, chosen, strict=True):
-            responses[row].append(token)
-        going = [i for i, token in enumerate(chosen) if token not in stop_ids]
+            if row not in done:
+                responses[row].append(token)
+        done |= {row for row, token in zip(rows, chosen, strict=True) if token in stop_ids}
+        going = [i for i, row in enumerate(rows) if row not in done]
         if not going:
             break
         ids, mask = tokens, torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
-        if len(going) < len(rows):
+        if can_leave and len(going) < len(rows):
             keep = torch.tensor(going, device=device)
             ids, mask, rows = ids[keep], mask[keep], [rows[i] for i in going]
             cache.batch_select_indices(keep)

@@ -5,7 +5,7 @@ from itertools import chain
 
 from kochat_trl.data.records import Messages
 from kochat_trl.errors import UserError
-from kochat_trl.models.template import answer_shape, answered, appended, render
+from kochat_trl.models.template import PROBE, answer_shape, answered, appended, render
 
 from transformers import PreTrainedTokenizerBase
 
@@ -98,8 +98,8 @@ def shorten_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Messages, max_len
     *before, last = prompt
     own_text = last["content"].strip()
     text = render(tokenizer, [*before, last | {"content": own_text}], prompt=True)
-    start = text.rfind(own_text)
-    if start < 0:
+    start = render(tokenizer, [*before, last | {"content": PROBE[0]}], prompt=True).rfind(PROBE[0])
+    if start < 0 or not text.startswith(own_text, start):
         raise UserError("the chat template changes prompts, so they can't be cut; use `overlong: drop`")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, end = encoded["input_ids"], start + len(own_text)

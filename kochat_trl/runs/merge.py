@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.dynamic_module_utils import custom_object_save
 
 TOLERANCE = 1e-3  # of logits, in float32; rounding in W + BA gives about 1e-5
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ def merge_adapter(adapter: str, output: str | Path) -> float:
     if not is_adapter(adapter):
         raise UserError(f"{adapter}: no adapter_config.json there, so there is nothing to merge")
     check_output_dir(output)
+    if not output.name:
+        raise UserError(f"--output {output}: give a folder by its name, which is made when all of it is there")
     base, revision = base_of_adapter(adapter)
     tokenizer = load_tokenizer(adapter)
     exact = ModelArguments(dtype="float32", model_revision=revision)
@@ -64,6 +67,11 @@ def merge_adapter(adapter: str, output: str | Path) -> float:
     unfinished = output.with_name(f"{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a merge that was killed
     with full_disk_told(output.parent):
+        causal_lm: Any = type(merged).__mro__[2]  # of a reward model
+        if reward and causal_lm._auto_class:  # code that comes with the base
+            unfinished.mkdir(parents=True)
+            config: Any = merged.config
+            custom_object_save(object.__new__(causal_lm), unfinished, config=config)
         merged.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         how = how_to_load(output, merged.config, tokenizer, reward)

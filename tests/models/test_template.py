@@ -22,6 +22,7 @@ from kochat_trl.rows.encode import IGNORED, encode_dialogue, encode_prompt
 
 import pytest
 import trl
+from tokenizers import AddedToken
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 TEMPLATES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
@@ -208,3 +209,33 @@ def test_what_a_template_opens_an_answer_with_is_no_text_of_it():
     assert answer_text(tokenizer, answer) == "나다"
     assert answer_text(tokenizer, answer[5:]) == tokenizer.decode(answer[5:], skip_special_tokens=True).strip()
     assert render(tokenizer, messages[:1], prompt=True).endswith("<|im_start|>assistant\n")
+
+
+def test_a_newline_that_is_an_added_token_is_no_end():
+    """Gemma's tokenizers have some, which aren't special."""
+    marks = ("<eos>", "<start_of_turn>", "<end_of_turn>")
+    tokenizer = byte_tokenizer(TEMPLATES["gemma"], *marks, eos_token="<eos>", bos_token="<eos>")
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in ("\n", "\n\n")])
+    assert answer_shape(tokenizer).end == "<end_of_turn>"
+
+
+def test_an_end_that_is_added_and_not_special_is_no_text():
+    tokenizer = byte_tokenizer(CHATML, "<eos>", eos_token="<eos>")
+    tokenizer.add_tokens([AddedToken("<|im_end|>", special=False), AddedToken("\n", special=False)])
+    assert answer_shape(tokenizer).end == "<|im_end|>"
+    ids = encode_dialogue(tokenizer, conversation("가", "네."))[0]
+    assert answer_text(tokenizer, ids[len(encode_prompt(tokenizer, conversation("가"))) :]) == "네."
+
+
+def test_a_template_that_leaves_system_messages_out_is_refused_where_there_is_one():
+    silent = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}<|a|>{% endfor %}"
+    tokenizer = byte_tokenizer(silent, "<eos>", "<|a|>", eos_token="<eos>")
+    assert encode_dialogue(tokenizer, conversation("가", "나"))
+    with pytest.raises(UserError, match="it leaves the system message out"):
+        encode_dialogue(tokenizer, conversation("가", "나", system="시"))
+
+
+def test_an_error_in_a_template_is_no_traceback():
+    tokenizer = byte_tokenizer("{{ messages[0]['content'] + 1 }}", "<eos>", eos_token="<eos>")
+    with pytest.raises(UserError, match="takes no messages of user"):
+        settle_template(tokenizer)

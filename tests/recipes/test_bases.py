@@ -243,11 +243,16 @@ def test_an_error_about_a_model_comes_before_any_data_is_read(stage, first_round
 
 # Code that comes with a base.
 
-REMOTE = """
-from transformers import LlamaConfig, LlamaForCausalLM
+REMOTE_CONFIG = """
+from transformers import LlamaConfig
 
 class OurConfig(LlamaConfig):
     model_type = "ours_of_{0}"
+"""
+REMOTE = """
+from transformers import LlamaForCausalLM
+
+from .configuration_ours import OurConfig
 
 class OurForCausalLM(LlamaForCausalLM):
     config_class = OurConfig
@@ -261,8 +266,9 @@ def remote_base(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_allowed", False)
     make_base("llama", tmp_path / "base")
     (tmp_path / "base/modeling_ours.py").write_text(REMOTE.format(tmp_path.name))
+    (tmp_path / "base/configuration_ours.py").write_text(REMOTE_CONFIG.format(tmp_path.name))
     path = tmp_path / "base/config.json"
-    names = {"AutoConfig": "modeling_ours.OurConfig", "AutoModelForCausalLM": "modeling_ours.OurForCausalLM"}
+    names = {"AutoConfig": "configuration_ours.OurConfig", "AutoModelForCausalLM": "modeling_ours.OurForCausalLM"}
     config = {"model_type": f"ours_of_{tmp_path.name}", "auto_map": names, "architectures": ["OurForCausalLM"]}
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
     return tmp_path / "base"

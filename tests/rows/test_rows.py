@@ -7,6 +7,7 @@ import shutil
 import threading
 from pathlib import Path
 
+from benchmarks.architectures import CHATML, byte_tokenizer
 from kochat_trl.data.rankings import ranking_tiers, tier_pairs
 from kochat_trl.data.readers import file_format, read_records
 from kochat_trl.data.records import Dialogue, Prompt, Ranking, conversation, parse_preference, parse_prompt, parse_sft
@@ -14,7 +15,7 @@ from kochat_trl.errors import UserError
 from kochat_trl.models.template import render
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.rows import rows
-from kochat_trl.rows.encode import encode_dialogue
+from kochat_trl.rows.encode import encode_dialogue, encode_prompts, shorten_prompt
 from kochat_trl.rows.rows import build_dataset
 from kochat_trl.settings.keys import DataArguments
 from tests.tiny import parsed
@@ -405,3 +406,10 @@ def test_rows_are_made_anew_by_other_code(write, tiny_tokenizer, monkeypatch, tm
     (room / name).write_text((room / name).read_text(encoding="utf-8") + "\n# other code\n", encoding="utf-8")
     made.append(build_dataset([path], "ppo", tiny_tokenizer)[0].cache_files)
     assert made[0] == made[1] != made[2]
+
+
+def test_a_prompt_that_the_template_writes_too_is_cut_in_its_own_place():
+    tokenizer = byte_tokenizer(CHATML, "<eos>", "<|im_start|>", "<|im_end|>", eos_token="<eos>")
+    whole = encode_prompts(tokenizer, [conversation("assistant")])[0]
+    cut = shorten_prompt(tokenizer, conversation("assistant"), len(whole) - 1)
+    assert tokenizer.decode(cut) == "<|im_start|>user\nssistant<|im_end|>\n<|im_start|>assistant\n"

@@ -31,8 +31,11 @@ ENDS = {"chatml": "<|im_end|>", "exaone": "[|endofturn|]", "gemma": "<end_of_tur
 ENDS |= {"qwen3": "<|im_end|>"}
 MARKS = ["<bos>", "<|im_start|>", "<|im_end|>", "[|user|]", "[|assistant|]", "[|system|]", "[|endofturn|]"]
 MARKS += ["<start_of_turn>", "<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+THOUGHTS = ["<think>", "</think>"]  # added and not special, as Qwen3 has them
 SUMS = [(f"{a}+{b}", f"{a + b}") for a in range(10) for b in range(10)]
-LENGTH = 24  # of an answer at most: a few digits, an empty thought, and the end
+LENGTH = 32  # of an answer at most
+# Of a trained one at most: two digits and the end; before them Qwen3 has a thought of two tokens and four newlines.
+LONGEST = dict.fromkeys(TEMPLATES, 3) | {"qwen3": 9}
 COMMON = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "gradient_checkpointing": False, "seed": 0}
 
 
@@ -40,6 +43,12 @@ def run(stage, folder, **settings):
     config = folder / f"{stage}.yaml"
     config.write_text(yaml.safe_dump(COMMON | {"output_dir": str(folder / stage)} | settings))
     run_recipe(stage, "--config", config)
+
+
+def is_plain(tokenizer, ids):
+    """Whether an answer's ids have no markup before the last one, special tokens included, but for an empty thought."""
+    text = tokenizer.decode(ids[:-1]).removeprefix("<think>\n\n</think>")
+    return not any(mark in text for mark in MARKS + THOUGHTS)
 
 
 @pytest.fixture(
@@ -51,6 +60,7 @@ def run_of(request, tmp_path_factory):
     tokenizer = byte_tokenizer(
         TEMPLATES[request.param], "<eos>", *MARKS, eos_token="<eos>", pad_token="<eos>", bos_token="<bos>"
     )
+    tokenizer.add_tokens(THOUGHTS)
     tokenizer.save_pretrained(folder / "base")
     torch.manual_seed(0)
     config = gpt2_config(len(tokenizer), n_embd=64, n_head=4, n_positions=128, eos_token_id=256, pad_token_id=256)
@@ -95,17 +105,22 @@ def test_in_generate(run_of):
     ended = [answer for answer in answers if answer.ended]
     assert {answer.ids[-1] for answer in ended} == {tokenizer.convert_tokens_to_ids(ENDS[name])}
     assert sum(answer.text.isdigit() for answer in ended) >= 95  # no markup, and no thought
+    assert sum(is_plain(tokenizer, answer.ids) for answer in ended) >= 95  # nor any that the text leaves out
 
 
 @pytest.mark.parametrize("output", ["ppo", "stock"])  # by our trainer, and by TRL's own
 def test_in_ppo(run_of, output):
-    _, folder = run_of
+    name, folder = run_of
     history = json.loads((folder / output / "metrics.json").read_text())["history"]
     ended = [update["val/num_eos_tokens"] for update in history if "val/num_eos_tokens" in update]
     assert len(ended) == 2
     assert sum(ended) >= 95
     if output == "ppo":
-        assert max(update["objective/response_tokens"] for update in history) < LENGTH
+        tokens = sum(50 * update["objective/response_tokens"] for update in history)
+        assert tokens - LENGTH * (100 - sum(ended)) <= LONGEST[name] * sum(ended)  # of those that ended
+        samples = (folder / output / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(samples) == 8
+        assert sum(json.loads(sample)["response"].isdigit() for sample in samples) >= 6  # a stray byte now and then
 
 
 def test_in_plain_transformers_after_the_merge(run_of):
@@ -121,4 +136,7 @@ def test_in_plain_transformers_after_the_merge(run_of):
     inputs = tokenizer.apply_chat_template([list(conversation(question)) for question, _ in SUMS], **asked)
     torch.manual_seed(0)
     output = model.generate(**inputs, do_sample=True, max_new_tokens=LENGTH)[:, inputs["input_ids"].shape[1] :]
-    assert sum(end in row for row in output.tolist()) >= 95
+    answers = [(row[: row.index(end) + 1], row[row.index(end) + 1 :]) for row in output.tolist() if end in row]
+    assert len(answers) >= 95
+    assert {i for _, rest in answers for i in rest} <= {tokenizer.pad_token_id}  # nothing is sampled after the end
+    assert sum(is_plain(tokenizer, ids) for ids, _ in answers) >= 95

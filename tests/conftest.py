@@ -40,7 +40,7 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():
-        pytest.skip("the real KoChatGPT inputs are not beside this checkout")
+        pytest.skip("the real KoChatGPT inputs are not beside this checkout; no licence lets this repository hold them")
     return SHARED
 
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-FULL = Path("/dev/full")  # takes a write as a full disk does
-needs_full = pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full to write to")
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(
+    not FULL.exists(), reason="only Linux has /dev/full, which takes a write as a full disk does"
+)
 
 
 def write_text(path: Path) -> None:

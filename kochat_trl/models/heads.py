@@ -90,7 +90,7 @@ def reward_class(causal_lm: Any) -> Any:
     name = CLASSIFIER_NAMES.get(causal_lm.config_class.model_type, f"{causal_lm.__name__}WithScore")
     ignored = {*(causal_lm._keys_to_ignore_on_load_unexpected or ()), r"lm_head\.", r"embed_out\."}
     own: Any = {"_keys_to_ignore_on_load_unexpected": ignored, "_tied_weights_keys": {}, "_auto_class": None}
-    return type(name, (_Scorer, causal_lm), own)
+    return type(name, (_Scorer, causal_lm), own | {"causal_lm": causal_lm})
 
 
 class _Scorer:

@@ -8,6 +8,7 @@ for many of those, and some have a switch. Which token an answer ends with is fo
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
@@ -79,6 +80,11 @@ def answer_shape(tokenizer: PreTrainedTokenizerBase) -> AnswerShape:
     Raises `UserError` if there is no such token, so that SFT would teach no end, or if the prompt is no prefix of
     prompt + answer.
     """
+    return _answer_shape(tokenizer, str(tokenizer.chat_template), len(tokenizer), tokenizer.eos_token)
+
+
+@lru_cache(maxsize=8)
+def _answer_shape(tokenizer: PreTrainedTokenizerBase, *what_it_depends_on: Any) -> AnswerShape:
     prompt_text, text = (render(tokenizer, conversation(*PROBE[:n]), prompt=n == 1) for n in (1, 2))
     if not text.startswith(prompt_text) or PROBE[1] not in text[len(prompt_text) :]:
         start = len(_common(prompt_text, text))

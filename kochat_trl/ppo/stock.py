@@ -63,13 +63,10 @@ def build_trainer(
     values["gradient_accumulation_steps"] = 1
     values["model_adapter_name"] = roles.policy.adapter
     values["ref_adapter_name"] = roles.reference.adapter
-    if (
-        values["stop_token"] == "eos"
-    ):  # TRL's trainer stops and penalizes at the tokenizer's end-of-sequence token alone
-        end = answer_shape(tokenizer).end
-        if end != tokenizer.eos_token:
-            tokenizer = deepcopy(tokenizer)
-            tokenizer.eos_token = end
+    if values["stop_token"] == "eos":
+        # TRL's trainer stops, and penalizes, at the tokenizer's end-of-sequence token alone.
+        tokenizer = deepcopy(tokenizer)
+        tokenizer.eos_token = answer_shape(tokenizer).end
     (args,) = HfArgumentParser(ppo.PPOConfig).parse_dict(values, allow_extra_keys=True)  # type: ignore[arg-type]
     if args.max_grad_norm:
         logger.info("engine: trl: gradients are not clipped (max_grad_norm)")

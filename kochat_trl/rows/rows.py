@@ -136,10 +136,7 @@ def _tokenize(
             yield from _ROWS[stage](tokenizer, batch, limit, overlong == "truncate")
 
     key = hashlib.sha256()
-    for file in [
-        *sorted(Path(__file__).parent.glob("*.py")),
-        Path(template.__file__),
-    ]:  # all that makes a row of a record
+    for file in (*sorted(Path(__file__).parent.glob("*.py")), Path(template.__file__)):  # what makes a row of a record
         key.update(file.read_bytes())
     state = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map
     for part in (stage, limit, overlong, state, *records):

@@ -24,7 +24,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     GenerationConfig,
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.dynamic_module_utils import custom_object_save
@@ -56,7 +55,7 @@ def merge_adapter(adapter: str, output: str | Path) -> float:
     load = load_reward_model if reward else load_policy
     model: Any = load(adapter, exact, tokenizer).eval().to("cpu")
     before = _logits(model, tokenizer)
-    merged: PreTrainedModel = model.merge_and_unload()
+    merged: Any = model.merge_and_unload()
     merged.config._name_or_path = base
     if reward:
         merged.config.pad_token_id = merged.config.get_text_config().pad_token_id = pad_apart_from_end(tokenizer)
@@ -67,11 +66,9 @@ def merge_adapter(adapter: str, output: str | Path) -> float:
     unfinished = output.with_name(f"{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a merge that was killed
     with full_disk_told(output.parent):
-        causal_lm: Any = type(merged).__mro__[2]  # of a reward model
-        if reward and causal_lm._auto_class:  # code that comes with the base
+        if reward and merged.causal_lm._auto_class:  # code that comes with the base
             unfinished.mkdir(parents=True)
-            config: Any = merged.config
-            custom_object_save(object.__new__(causal_lm), unfinished, config=config)
+            custom_object_save(object.__new__(merged.causal_lm), unfinished, config=merged.config)
         merged.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         how = how_to_load(output, merged.config, tokenizer, reward)

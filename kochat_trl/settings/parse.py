@@ -213,9 +213,8 @@ def _read_config(path: Path, stage: Stage, children: list[Path]) -> tuple[dict[s
 def _keys(stage: Stage) -> set[str]:
     """The keys that a file for all stages may set for `stage`."""
     classes = (training_config(stage), ModelArguments, RecipeArguments)
-    return (
-        {f.name for c in classes for f in fields(c)} - UNUSED[stage] - (set(LORA_FIELDS) if stage == "ppo" else set())
-    )
+    settled = LORA_FIELDS.keys() if stage == "ppo" else set()
+    return {f.name for c in classes for f in fields(c)} - UNUSED[stage] - settled
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:

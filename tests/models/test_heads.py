@@ -45,28 +45,33 @@ def test_logits_are_the_model_s_own(name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@torch.no_grad()
 def test_a_score_is_read_at_the_end_by_mask(name):
-    """Whatever stands under the mask, the end token too, and as each row alone has it."""
+    """Value and gradients as each row alone has them, whatever stands under the mask, the end token too."""
     torch.manual_seed(0)
-    model = (
-        reward_class(type(AutoModelForCausalLM.from_config(make_config(name))))._from_config(make_config(name)).eval()
-    )
+    config = make_config(name)
+    model = reward_class(type(AutoModelForCausalLM.from_config(config)))._from_config(config).eval()
     head = score_head(model)
     torch.nn.init.normal_(head.weight)
     assert model.get_output_embeddings() is None
     assert not [weight for weight in model.state_dict() if "lm_head" in weight or "embed_out" in weight]
     backbone = getattr(model, model.base_model_prefix)
+    learned = [model.get_input_embeddings().weight, head.weight]
+
+    def with_gradients(scores):
+        return scores.detach(), *torch.autograd.grad(scores.flatten() @ torch.tensor([1.0, -2.0, 0.5]), learned)
+
     alone = []
     for row in ROWS:
         states = backbone(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long))
         alone.append(head(states.last_hidden_state[:, -1]))
+    expected = with_gradients(torch.cat(alone))
     for pad in (256, 17, EMBEDDING - 1):
         ids, mask = padded(pad)
-        scores = model(input_ids=ids, attention_mask=mask).logits
-        torch.testing.assert_close(scores, torch.cat(alone), rtol=1e-4, atol=1e-5)
-    single = model(input_ids=torch.tensor(ROWS[:1])).logits  # all of it is text
-    torch.testing.assert_close(single, alone[0], rtol=1e-4, atol=1e-5)
+        found = with_gradients(model(input_ids=ids, attention_mask=mask).logits)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        single = model(input_ids=torch.tensor(ROWS[:1])).logits  # all of it is text
+    torch.testing.assert_close(single, expected[0][:1], rtol=1e-4, atol=1e-5)
 
 
 def test_the_last_token_is_found_on_either_side():

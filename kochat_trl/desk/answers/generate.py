@@ -182,12 +182,16 @@ def print_decodings(rows: Sequence[dict[str, Any]], console: Console) -> None:
 
 
 class _AnswerStreamer(TextStreamer):
-    """Prints an answer word by word, but what the template opens it with."""
+    """Prints an answer word by word, but what the template opens it with, and what it stops at."""
 
     def __init__(self, tokenizer: Any):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._opening = answer_shape(tokenizer).opening
+        self._opening, self._stops = answer_shape(tokenizer).opening, stop_ids(tokenizer)
         self._held: str | None = ""  # what may be the opening; None once that is over
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.next_tokens_are_prompt or value.item() not in self._stops:
+            super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if self._held is not None:

@@ -1,11 +1,10 @@
 """Records → rows of text in TRL's dataset formats: the engine of `kochat data convert`."""
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 from kochat_trl.data.records import Messages, Prompt, Ranking, Record
-from kochat_trl.models.template import AnswerShape, answer_shape, answered, render
+from kochat_trl.models.template import answer_shape, answered, render
 from kochat_trl.models.tokenizer import CHAT_TEMPLATE
 from kochat_trl.settings.keys import DataArguments
 
@@ -42,7 +41,7 @@ def text_rows(
     def answer_of(messages: Messages) -> Any:
         if tokenizer is not None:
             prompt_text = prompt_of(messages[:-1])
-            return answered(tokenizer, _shape(tokenizer), prompt_text, messages)[len(prompt_text) :]
+            return answered(tokenizer, answer_shape(tokenizer), prompt_text, messages)[len(prompt_text) :]
         return [messages[-1]] if record.system else messages[-1]["content"]
 
     if isinstance(record, Prompt):
@@ -58,14 +57,4 @@ def text_rows(
     elif tokenizer is None:
         yield {"messages": list(record.messages)}
     else:
-        yield {"text": answered(tokenizer, _shape(tokenizer), "", record.messages)}
-
-
-def _shape(tokenizer: PreTrainedTokenizerBase) -> AnswerShape:
-    return _shape_of_template(tokenizer, str(tokenizer.chat_template))
-
-
-@lru_cache(maxsize=1)
-def _shape_of_template(tokenizer: PreTrainedTokenizerBase, template: str) -> AnswerShape:
-    """Found once for all the rows of a file."""
-    return answer_shape(tokenizer)
+        yield {"text": answered(tokenizer, answer_shape(tokenizer), "", record.messages)}

@@ -6,12 +6,14 @@ import json
 import shutil
 import sys
 
+from benchmarks.architectures import CHATML, byte_tokenizer
 from kochat_trl.data.records import Prompt
 from kochat_trl.desk.answers.generate import (
     PLAIN,
     PRESETS,
     Chat,
     Response,
+    _AnswerStreamer,
     compare_decoding,
     decoding,
     generate_answers,
@@ -28,6 +30,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config
 
 TEXTS = ["반가워요", "일본의 수도는 어디인가요? 그리고 중국의 수도도 알려 주세요.", "네", "반가워요"]
@@ -432,3 +435,15 @@ def test_generate_refusals(kochat, tiny_base, tiny_reward):
     code, printed = kochat("generate", tiny_base, "--prompt", "네", "--compare", "greedy,bem")
     assert code == 1
     assert "there is no preset 'bem'" in printed
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_an_end_is_not_streamed_whatever_kind_of_token_it_is(special, capsys):
+    tokenizer = byte_tokenizer(CHATML, "<eos>", eos_token="<eos>")
+    tokenizer.add_tokens([AddedToken("<|im_end|>", special=special)], special_tokens=special)
+    streamer = _AnswerStreamer(tokenizer)
+    streamer.put(torch.tensor([[5, 6, 7]]))  # the prompt
+    for token_id in tokenizer("네 그래요<|im_end|>", add_special_tokens=False)["input_ids"]:
+        streamer.put(torch.tensor([token_id]))
+    streamer.end()
+    assert capsys.readouterr().out == "네 그래요\n"

@@ -380,7 +380,7 @@ def test_an_older_report_is_kept(report, tmp_path):
 def test_the_page_fits_the_screen(report, tmp_path, width):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        pytest.skip("no Chromium on this machine")
+        pytest.skip("no Chromium on this machine; it is a browser, which no Python package brings")
     script = "<script>document.title = [innerWidth, document.documentElement.scrollWidth].join(' ')</script>"
     page = tmp_path / "page.html"
     page.write_text(render_page(report).replace("</body>", f"{script}</body>"), encoding="utf-8")

@@ -3,10 +3,12 @@
 import shutil
 from pathlib import Path
 
+from kochat_trl.errors import UserError
 from kochat_trl.models.loading import add_lora, load_causal_lm
 from kochat_trl.runs.merge import merge_adapter
 from kochat_trl.settings.keys import ModelArguments
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, GenerationConfig
 
@@ -27,3 +29,10 @@ def test_a_base_without_a_limit_of_positions_is_merged(tiny_base, tiny_tokenizer
     tiny_tokenizer.save_pretrained(tmp_path / "adapter")
     assert merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged") < 1e-4
     assert GenerationConfig.from_pretrained(tmp_path / "merged").max_new_tokens == 128
+
+
+def test_a_folder_without_a_name_is_refused_before_anything_is_loaded(tiny_reward, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--output \.: give a folder by its name"):
+        merge_adapter(tiny_reward, ".")
+    assert list(tmp_path.iterdir()) == []

@@ -313,20 +313,24 @@ class Judge:
         return normalized(prompt) in self._questions
 
     def score(self, prompt: str, response: str, ended: bool) -> float:
+        holds = self.verdict(prompt, response, ended)
+        return math.fsum(weight for name, weight in WEIGHTS.items() if holds[name])
+
+    def verdict(self, prompt: str, response: str, ended: bool) -> dict[str, bool]:
+        """What holds of a response, by the names of `WEIGHTS`; nothing of an empty one."""
         if not self.knows(prompt):
             raise KeyError(f"The judge has no question with the prompt {prompt!r}")
         question, text = self._questions[normalized(prompt)], normalized(response)
         if not text:
-            return 0.0
+            return dict.fromkeys(WEIGHTS, False)
         words = Counter(re.findall(r"\w+", text))
-        holds = {
+        return {
             "correct": self._is_correct(question, text),
             "polite": re.sub(r"\W+$", "", text).endswith(_POLITE_ENDINGS),
             "korean_only": _is_korean_only(text),
             "ended": ended,
             "not_repeating": max(words.values(), default=0) < 3 and not re.search(r"(.{2,})\1\1", text),
         }
-        return math.fsum(weight for name, weight in WEIGHTS.items() if holds[name])
 
     def _is_correct(self, question: Question, text: str) -> bool:
         if len(text) > _LONGEST_ANSWER * len(question.full):

@@ -18,8 +18,10 @@ from kochat_trl.errors import UserError, run
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 OUTPUT = Path("outputs/demo")
+MODELS = {"base": "base", "sft": "sft", "ppo": "merged"}  # and their folders
 console = Console()
 
 
@@ -37,8 +39,11 @@ def run_stages(seed: int) -> dict[str, float]:
     return seconds | run_plan(make_plan("configs/tiny", seed=seed).steps, console)
 
 
-def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, list[str]], list[str]]:
-    """Mean judge score, with its interval, of base, SFT and PPO on every held-out prompt; four answers of each."""
+def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How base, SFT and PPO answer every held-out question: `judge` (sampled) and `greedy`, as the summary has them.
+
+    And five questions, every n-th of them, with each model's sampled answer and whether it is right.
+    """
     from kochat_trl.data.records import Prompt
     from kochat_trl.desk.answers.generate import decoding, generate_answers
     from kochat_trl.desk.sample.sample import Judge, make_questions
@@ -47,41 +52,86 @@ def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, list[str]], list[
     from kochat_trl.models.tokenizer import load_tokenizer
     from kochat_trl.settings.keys import ModelArguments
 
+    def interval(values: list[float]) -> dict[str, float]:
+        return dict(zip(("mean", "low", "high"), mean_interval(values), strict=True))
+
     train, held_out = make_questions(seed)
     judge, prompts = Judge([*train, *held_out]), [question.prompt for question in held_out]
-    asked, settings = [Prompt(prompt) for prompt in prompts], decoding("sample", ["max_new_tokens=24"])
-    shown = [i * len(prompts) // 4 for i in range(4)]
-    scores, samples = {}, {}
-    for name, folder in {"base": "base", "sft": "sft", "ppo": "merged"}.items():
-        path = str(OUTPUT / folder)
-        tokenizer = load_tokenizer(path)
-        model = load_policy(path, ModelArguments(dtype="float32"), tokenizer)
-        answers = generate_answers(model, tokenizer, asked, settings, seed=seed)
-        points = [judge.score(p, a.text, a.ended) for p, a in zip(prompts, answers, strict=True)]
-        mean, low, high = mean_interval(points)
-        scores[name] = {"mean": mean, "low": low, "high": high, "n": len(points)}
-        samples[name] = [answers[i].text for i in shown]
-    return scores, samples, [prompts[i] for i in shown]
+    shown = [i * len(prompts) // 5 for i in range(5)]
+    found: dict[str, Any] = {"judge": {}, "greedy": {}}
+    samples: dict[str, Any] = {prompts[i]: {} for i in shown}
+    for name, folder in MODELS.items():
+        tokenizer = load_tokenizer(str(OUTPUT / folder))
+        model = load_policy(str(OUTPUT / folder), ModelArguments(dtype="float32"), tokenizer)
+        for key, preset in {"judge": "sample", "greedy": "greedy"}.items():
+            settings = decoding(preset, ["max_new_tokens=24"])
+            answers = generate_answers(model, tokenizer, [Prompt(p) for p in prompts], settings, seed=seed)
+            given = [(prompt, answer.text, answer.ended) for prompt, answer in zip(prompts, answers, strict=True)]
+            verdicts = [judge.verdict(*each) for each in given]
+            found[key][name] = interval([judge.score(*each) for each in given]) | {
+                "n": len(given),
+                "right": interval([float(verdict["correct"]) for verdict in verdicts]),
+                "polite": interval([float(verdict["polite"]) for verdict in verdicts]),
+            }
+            if preset == "sample":
+                for i in shown:
+                    samples[prompts[i]][name] = (answers[i].text, verdicts[i]["correct"])
+    return found, samples
 
 
-def show(summary: dict[str, Any], samples: dict[str, list[str]], prompts: list[str]) -> None:
-    figures = Table(title=f"seed {summary['seed']}, {summary['seconds']['total']:.0f} s", show_header=False)
-    figures.add_row("SFT eval loss", f"{summary['sft']['eval_loss']:.3f} nats a token")
-    figures.add_row("RM held-out pair accuracy", f"{summary['reward']['accuracy']:.3f}")
-    ppo = summary["ppo"]
-    figures.add_row("PPO reward, first → last update", f"{ppo['reward_first']:.2f} → {ppo['reward_last']:.2f}")
-    figures.add_row("PPO KL from SFT, last update", f"{ppo['kl_last']:.2f} nats a response")
-    for name, score in summary["judge"].items():
-        interval = f"{score['mean']:.3f}  [{score['low']:.3f}, {score['high']:.3f}]  n = {score['n']}"
-        figures.add_row(f"judge, {name} (0 to 1, 95 % interval)", interval)
+def hard_pairs(seed: int) -> dict[str, float]:
+    """How often the reward model prefers the right answer to a wrong one that is as polite and of the same form.
+
+    A pair for each held-out question, and Wilson's 95 % interval.
+    """
+    from kochat_trl.data.records import conversation
+    from kochat_trl.desk.sample.sample import make_questions
+    from kochat_trl.desk.statistics import wilson_interval
+    from kochat_trl.models.tokenizer import load_tokenizer
+    from kochat_trl.reward.score import load_scorer, score_ids
+    from kochat_trl.rows.encode import encode_dialogues
+
+    questions = make_questions(seed)[1]
+    path = str(OUTPUT / "reward")
+    tokenizer = load_tokenizer(path)
+    texts = [conversation(q.prompt, answer) for q in questions for answer in (q.full, q.wrong)]
+    scores = score_ids(
+        load_scorer(path, "float32", tokenizer), tokenizer, [x for x, _ in encode_dialogues(tokenizer, texts)]
+    )
+    won = sum(right > wrong for right, wrong in zip(scores[::2], scores[1::2], strict=True))
+    low, high = wilson_interval(won, len(questions))
+    return {"accuracy": won / len(questions), "low": low, "high": high, "n": len(questions)}
+
+
+def show(summary: dict[str, Any], samples: dict[str, Any]) -> None:
+    """Before and after, five questions, and what PPO did."""
+    sampled, greedy, ppo = summary["judge"], summary["greedy"], summary["ppo"]
+
+    def cell(share: dict[str, float], form: str = ".0%") -> str:
+        return f"{share['mean']:{form}}  [dim]{share['low']:{form}}–{share['high']:{form}}[/]"
+
+    questions = f"{sampled['ppo']['n']} held-out questions"
+    figures = Table(
+        "", "right, sampled", "right, greedy", "polite", "judge, 0 to 1", title=f"{questions}, 95 % intervals"
+    )
+    for name in MODELS:
+        own = sampled[name]
+        figures.add_row(name, cell(own["right"]), cell(greedy[name]["right"]), cell(own["polite"]), cell(own, ".2f"))
     console.print(figures)
-
-    answers = Table(title="held-out prompts, sampled at temperature 1", show_lines=True)
-    for column in ("prompt", *samples):
-        answers.add_column(column, overflow="fold")
-    for row in zip(prompts, *samples.values(), strict=True):
-        answers.add_row(*row)
+    answers = Table("", *MODELS, title="every n-th of them, sampled at temperature 1", show_lines=True)
+    for prompt, given in samples.items():
+        marks = (Text(f"{'✓' if right else '✗'} {text}") for text, right in given.values())
+        answers.add_row(prompt, *marks)
     console.print(answers)
+    before, after = (sampled[name] for name in ("sft", "ppo"))
+    console.print(
+        f"PPO raised the reward from {ppo['reward_first']:.2f} to {ppo['reward_last']:.2f}, {ppo['kl_last']:.1f} nats a "
+        f"response away from SFT; with it right answers went from {before['right']['mean']:.0%} to "
+        f"{after['right']['mean']:.0%}, and polite ones from {before['polite']['mean']:.0%} to "
+        f"{after['polite']['mean']:.0%}."
+    )
+    console.print(f"All that it changed: {OUTPUT}/report/report.html; the figures: {OUTPUT}/summary.json")
+    console.print(f"Talk with it: {Path(sys.executable).parent / 'kochat'} chat {OUTPUT}/merged", soft_wrap=True)
 
 
 def main() -> None:
@@ -96,7 +146,8 @@ def main() -> None:
     started = time.perf_counter()
     seconds = run_stages(seed)
     console.rule("[bold]judge")
-    scores, samples, prompts = judge_models(seed)
+    judged, samples = judge_models(seed)
+    hard = hard_pairs(seed)
     seconds["total"] = round(time.perf_counter() - started, 1)
 
     def metrics(stage: str) -> dict[str, Any]:
@@ -107,18 +158,17 @@ def main() -> None:
         "seed": seed,
         "seconds": seconds,
         "sft": {"eval_loss": metrics("sft")["eval_loss"]},
-        "reward": {"accuracy": metrics("reward")["eval_accuracy"]},
+        "reward": {"accuracy": metrics("reward")["eval_accuracy"], "hard_pairs": hard},
         "ppo": {
             "reward_first": updates[0]["objective/scores"],
             "reward_last": updates[-1]["objective/scores"],
             "kl_last": updates[-1]["objective/kl"],
         },
-        "judge": scores,
-    }
+    } | judged
     text = json.dumps(summary, ensure_ascii=False, indent=2)
     (OUTPUT / "summary.json").write_text(text + "\n", encoding="utf-8")
-    show(summary, samples, prompts)
-    console.print(f"Written to {OUTPUT}/summary.json; the model is in {OUTPUT}/merged.")
+    console.rule("[bold]before and after")
+    show(summary, samples)
 
 
 if __name__ == "__main__":

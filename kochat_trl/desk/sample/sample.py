@@ -5,8 +5,8 @@ facts, simple enough that a tiny GPT-2 trained from scratch on a CPU can learn t
 answer, ``Judge`` scores any response without a trained model, and a demo can show that base < SFT < PPO.
 
 From fact to file: `facts.yaml` has the facts, each asked in several ways, with the particles that each word takes;
-`make_questions` keeps some phrasings of a fact for evaluation (some whole facts in arithmetic), and `write_sample_data`
-gives each question completions of three clearly different qualities.
+`make_questions` keeps one phrasing of each fact for evaluation, and `write_sample_data` gives each question completions
+of clearly different qualities.
 """
 
 import json
@@ -60,14 +60,6 @@ class _Word(str):
 
 # --- From tables to facts -----------------------------------------------------------------------
 
-_Row = tuple[str, ...]
-_GENERATED: dict[str, list[_Row]] = {  # the rows of topics that have a rule rather than a table
-    "sums": [(str(a), str(b), str(a + b)) for a, b in product(range(1, 10), repeat=2)],
-    "differences": [(str(a), str(b), str(a - b)) for a in range(2, 11) for b in range(1, a)],
-    "products": [(str(a), str(b), str(a * b)) for a, b in product(range(2, 10), repeat=2)],
-    "neighbours": [row for n in range(2, 31) for row in ((f"{n} 다음", str(n + 1)), (f"{n} 바로 앞", str(n - 1)))],
-}
-
 
 @dataclass(frozen=True)
 class Fact:
@@ -79,13 +71,10 @@ class Fact:
     full: str
     wrongs: tuple[str, ...]
     curts: tuple[str, ...]
-    held_out_whole: bool = False
 
 
-def _rows(topic: dict[str, Any]) -> list[_Row]:
-    """The rows of a topic: generated, a table, or the items of each answer."""
-    if "generated" in topic:
-        return _GENERATED[topic["generated"]]
+def _rows(topic: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of a topic: a table, or the items of each answer."""
     if isinstance(topic["rows"], dict):
         return [(item, answer) for answer, items in topic["rows"].items() for item in items.split(", ")]
     rows = [tuple(row.strip().split(":")) for row in re.split(r"[,\n]", topic["rows"].strip())]
@@ -112,7 +101,6 @@ def _topic_facts(topic: dict[str, Any], synonyms: dict[str, str]) -> Iterator[Fa
             full=full.format(**slots, a=answer),
             wrongs=tuple(full.format(**slots, a=_Word(other)) for other in pool if other != answer),
             curts=tuple(template.format(**slots, a=answer) for template in curts),
-            held_out_whole=topic.get("held_out_whole", False),
         )
 
 
@@ -143,9 +131,6 @@ def _all_facts() -> tuple[Fact, ...]:
 
 # --- Questions ----------------------------------------------------------------------------------
 
-_HELD_OUT_SHARE = 0.115
-
-
 @dataclass(frozen=True)
 class Question:
     """One prompt, what makes a response to it right, and sample responses of known quality."""
@@ -159,10 +144,9 @@ class Question:
 
 
 def make_questions(seed: int) -> tuple[list[Question], list[Question]]:
-    """Return (train, held-out) questions, about 11.5 % of them held out; no prompt is in both.
+    """Return (train, held-out) questions; no prompt is in both.
 
-    Held out is at most one phrasing of a fact, so that a model which learned the fact from the others can answer. In
-    arithmetic it is every phrasing of some operand pairs.
+    Held out is one phrasing of each fact: a model that learned the fact from the others can answer it.
     """
     rng = random.Random(f"{seed}/questions")
     train: list[Question] = []
@@ -172,15 +156,15 @@ def make_questions(seed: int) -> tuple[list[Question], list[Question]]:
             Question(prompt, fact.answers, fact.full, rng.choice(fact.wrongs), rng.choice(fact.curts), fact.domain)
             for prompt in fact.prompts
         ]
-        if fact.held_out_whole:
-            (held_out if rng.random() < _HELD_OUT_SHARE else train).extend(questions)
-            continue
-        if rng.random() < _HELD_OUT_SHARE * len(questions):
-            held_out.append(questions.pop(rng.randrange(len(questions))))
+        held_out.append(questions.pop(rng.randrange(len(questions))))
         train.extend(questions)
     rng.shuffle(train)
     rng.shuffle(held_out)
     return train, held_out
+
+
+# Kinds of completion, best first: their shares in SFT's file, and their weights among the two worse ones of a ranking.
+_KINDS = {"full": (45, 0), "curt": (15, 3), "wrong": (20, 6), "wrong and curt": (5, 1), "garbage": (15, 2)}
 
 
 class _Completions:
@@ -195,38 +179,41 @@ class _Completions:
         for peer in peers:
             self._curts[peer.domain].append(peer.curt)
 
-    def middle(self, question: Question) -> str:
-        """Right but curt, or curt and wrong, or polite and wrong."""
-        kind = self._rng.choices(("curt", "curt and wrong", "wrong"), (60, 25, 15))[0]
-        if kind == "curt":
-            return question.curt
-        if kind == "wrong":
-            return question.wrong
-        return self._rng.choice(_tables()["hedges"]) + self._wrong_curt(question)
+    def of(self, kind: str, question: Question) -> str:
+        """A completion of one of `_KINDS`."""
+        if kind == "garbage":
+            return self._garbage(question)
+        if kind == "wrong and curt":
+            return self._rng.choice(_tables()["hedges"]) + self._wrong_curt(question)
+        return {"full": question.full, "curt": question.curt, "wrong": question.wrong}[kind]
 
-    def worst(self, question: Question) -> str:
+    def sft_record(self, question: Question) -> dict[str, object]:
+        """A completion of mixed quality, so that reinforcement learning has room to improve."""
+        kind = self._rng.choices([*_KINDS], [share for share, _ in _KINDS.values()])[0]
+        completion = self.of(kind, question)
+        return {"prompt": question.prompt, "completion": completion, "tokens": len(completion)}
+
+    def ranking_record(self, question: Question) -> dict[str, object]:
+        """The full answer and two worse ones of different kinds in random order, and their indices, best first."""
+        weights = {kind: weight for kind, (_, weight) in _KINDS.items()}
+        kinds = ["full"]
+        while len(kinds) < 3:
+            kinds += self._rng.choices([*weights], [0 if kind in kinds else weight for kind, weight in weights.items()])
+        best_first = [self.of(kind, question) for kind in sorted(kinds, key=[*_KINDS].index)]
+        ranking = self._rng.sample(range(3), 3)
+        numbered = {f"completion_{index}": best_first[ranking.index(index)] for index in range(3)}
+        return {"prompt": question.prompt, **numbered, "ranking": ranking}
+
+    def _garbage(self, question: Question) -> str:
         """English, or one word of the prompt over and over, or a scrap of unrelated text."""
-        kind = self._rng.choices(("English", "repetition", "fragment"), (50, 30, 20))[0]
-        if kind == "English":
+        form = self._rng.choices(("English", "repetition", "fragment"), (50, 30, 20))[0]
+        if form == "English":
             return self._rng.choice(_tables()["english"])
-        if kind == "repetition":  # of a word that neither answers the prompt nor ends politely
+        if form == "repetition":  # of a word that neither answers the prompt nor ends politely
             words = [word for word in re.findall(r"\w{2,}", question.prompt) if not word.endswith(_POLITE_ENDINGS)]
             dull = [word for word in words if not _named(question.answers, word)] or ["그거"]
             return " ".join([self._rng.choice(dull)] * self._rng.randint(4, 7))
         return " ".join(self._rng.sample(_tables()["scraps"], 2))
-
-    def sft_record(self, question: Question) -> dict[str, object]:
-        """A completion of mixed quality, so that reinforcement learning has room to improve."""
-        worse = self._rng.choices((None, self.middle, self.worst), (45, 33, 22))[0]
-        completion = worse(question) if worse else question.full
-        return {"prompt": question.prompt, "completion": completion, "tokens": len(completion)}
-
-    def ranking_record(self, question: Question) -> dict[str, object]:
-        """A completion of each quality in random order, and their indices, best first."""
-        best_first = (question.full, self.middle(question), self.worst(question))
-        ranking = self._rng.sample(range(3), 3)
-        numbered = {f"completion_{index}": best_first[ranking.index(index)] for index in range(3)}
-        return {"prompt": question.prompt, **numbered, "ranking": ranking}
 
     def _wrong_curt(self, question: Question) -> str:
         """The curt answer to another question of the domain, one that is wrong here."""
@@ -265,18 +252,21 @@ def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:
     return paths
 
 
+_GARBAGE_SHARE = 0.3  # of the questions in the pretraining text
+
+
 def _pretraining_text(questions: Sequence[Question], rng: random.Random) -> str:
-    """Questions with responses of every quality, and the facts on their own, one passage a line.
+    """Questions with polite, curt and useless responses, and the facts on their own, one passage a line.
 
     Good and bad stand side by side, so that the base model learns the language and the facts but no preference for good
     answers. A response follows its colon at once, as it does in KoChatGPT's prompt, so that a tokenizer splits its
     first word as it will in that prompt.
     """
     completions = _Completions(questions, rng)
-    passages: list[str] = []
+    passages = list(dict.fromkeys(question.full for question in questions)) * 2
     for question in questions:
-        responses = (question.full, question.curt, completions.worst(question))
-        passages += [*(f"질문: {question.prompt} 대답:{response}" for response in responses), question.full]
+        kinds = ["full", "curt"] + ["garbage"] * (rng.random() < _GARBAGE_SHARE)
+        passages += [f"질문: {question.prompt} 대답:{completions.of(kind, question)}" for kind in kinds]
     rng.shuffle(passages)
     return "\n".join(passages) + "\n"
 

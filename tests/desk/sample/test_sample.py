@@ -111,8 +111,8 @@ def test_same_seed_same_questions_other_seed_other_split(split):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_enough_questions_and_no_prompt_twice(seed):
     train, held_out = make_questions(seed)
-    assert len(train) >= 3400
-    assert 420 <= len(held_out) <= 600
+    assert len(train) >= 3000
+    assert len(held_out) >= 533
     assert len({q.domain for q in train}) >= 10
     assert {q.domain for q in held_out} == {q.domain for q in train}
     prompts = Counter(fold(q.prompt) for q in train + held_out)
@@ -120,23 +120,12 @@ def test_enough_questions_and_no_prompt_twice(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_held_out_facts_are_in_train_except_arithmetic_which_is_unseen(seed):
+def test_each_fact_is_asked_in_training_and_once_held_out(seed):
     train, held_out = make_questions(seed)
-    facts = {q.full for q in train}
-    for question in held_out:
-        assert (question.full in facts) == (question.domain != "arithmetic"), question
-
-
-def test_calculated_answers_are_right(split):
-    operations = {"더하기": int.__add__, "빼기": int.__sub__, "곱하기": int.__mul__}
-    checked = 0
-    for question in split[0] + split[1]:
-        if question.domain != "arithmetic":
-            continue
-        left, operation, right = re.match(r"(\d+) (\S+) (\d+)", question.full).groups()
-        assert question.answers == (str(operations[operation](int(left), int(right))),)
-        checked += 1
-    assert checked > 600
+    asked, facts = (Counter((q.full, q.answers) for q in part) for part in (held_out, train))
+    assert asked.keys() == facts.keys()
+    assert set(asked.values()) == {1}
+    assert min(facts.values()) >= 3
 
 
 @pytest.mark.parametrize(
@@ -150,7 +139,6 @@ def test_calculated_answers_are_right(split):
         ("2킬로그램은 몇 그램이에요?", "2킬로그램은 2000그램입니다."),
         ("40과 50 중에서 더 작은 수는 뭐예요?", "40과 50 중에서 더 작은 수는 40입니다."),
         ("작다의 반대말은 뭐예요?", "작다의 반대말은 크다입니다."),
-        ("2 다음 수는 뭐야?", "2 다음 수는 3입니다."),
     ],
 )
 def test_known_prompts_have_their_answers(split, prompt, full):
@@ -218,7 +206,8 @@ def test_sft_completions_are_of_mixed_quality(paths, split, judge):
     scores = [judge.score(record["prompt"], record["completion"], True) for record in records]
     share_best = fmean(record["completion"] == best[record["prompt"]] for record in records)
     assert share_best == pytest.approx(0.45, abs=0.03)
-    assert fmean(score <= 0.4 and score > 0 for score in scores) == pytest.approx(0.30, abs=0.04)
+    assert fmean(score == pytest.approx(0.6) for score in scores) == pytest.approx(0.20, abs=0.03)  # polite and wrong
+    assert fmean(0 < score <= 0.41 for score in scores) == pytest.approx(0.20, abs=0.03)
 
 
 @pytest.mark.parametrize("key", ["rm", "rm_eval"])
@@ -231,15 +220,14 @@ def test_all_rankings_are_common(paths, key):
 
 @pytest.mark.parametrize("key", ["rm", "rm_eval"])
 def test_ranking_is_best_first_by_the_judge(paths, judge, key):
-    scores = []
+    polite_and_wrong = 0
     for record in load(paths[key]):
         ranked = [record[f"completion_{index}"] for index in record["ranking"]]
         best, middle, worst = (judge.score(record["prompt"], text, True) for text in ranked)
         assert best == 1.0 > middle >= worst, record
-        assert worst <= 0.4, record
         assert len(set(ranked)) == 3, record
-        scores.append((middle, worst))
-    assert fmean(middle - worst for middle, worst in scores) > 0.3
+        polite_and_wrong += 0.59 < middle < 0.61 or 0.59 < worst < 0.61
+    assert polite_and_wrong > 0.6 * len(load(paths[key]))  # what form alone doesn't tell from the best
 
 
 def test_pretraining_text_is_of_train_questions_only(paths, split):
@@ -255,6 +243,7 @@ def test_pretraining_text_is_of_train_questions_only(paths, split):
     assert asked == {question.prompt for question in train}
     assert not asked & {question.prompt for question in held_out}
     assert any(passage.endswith("대답:Please try again later.") for passage in passages)
+    assert Counter(passages)[train[0].full] == 2
     assert not [passage for passage in passages if "#" in passage]
 
 

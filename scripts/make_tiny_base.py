@@ -23,7 +23,7 @@ SPECIAL_TOKENS = ["<s>", "</s>", "<usr>", "<pad>", "<sys>", "<unk>", "<mask>"]  
 END, PAD = SPECIAL_TOKENS.index("</s>"), SPECIAL_TOKENS.index("<pad>")
 HEADINGS = ["### Instruction(명령어):\n", "\n\n### Response(응답):"]
 VOCABULARY, LAYERS, WIDTH, HEADS, POSITIONS = 2000, 2, 320, 4, 128
-STEPS, BATCH, LENGTH, LEARNING_RATE, WEIGHT_DECAY = 700, 16, 64, 3e-3, 0.1
+STEPS, BATCH, LENGTH, LEARNING_RATE, WEIGHT_DECAY = 400, 16, 64, 6e-3, 0.1
 
 
 def train_tokenizer(lines: list[str], path: Path) -> None:
@@ -90,7 +90,7 @@ def main() -> None:
     ]
     progress = trange(arguments.steps, desc="pretraining")
     for step in progress:
-        warmup, decay = (step + 1) / 20, 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
+        warmup, decay = (step + 1) / 40, 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(warmup, decay)
         starts = torch.randint(len(ids) - LENGTH, (BATCH, 1))

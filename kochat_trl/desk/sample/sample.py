@@ -5,7 +5,7 @@ facts, simple enough that a tiny GPT-2 trained from scratch on a CPU can learn t
 answer, ``Judge`` scores any response without a trained model, and a demo can show that base < SFT < PPO.
 
 From fact to file: `facts.yaml` has the facts, each asked in several ways, with the particles that each word takes;
-`make_questions` keeps one phrasing of each fact for evaluation, and `write_sample_data` gives each question completions
+`make_questions` keeps a third of each fact's phrasings for evaluation, and `write_sample_data` gives each question completions
 of clearly different qualities.
 """
 
@@ -146,7 +146,7 @@ class Question:
 def make_questions(seed: int) -> tuple[list[Question], list[Question]]:
     """Return (train, held-out) questions; no prompt is in both.
 
-    Held out is one phrasing of each fact: a model that learned the fact from the others can answer it.
+    Held out is a third of the phrasings of each fact: a model that learned the fact from the others can answer them.
     """
     rng = random.Random(f"{seed}/questions")
     train: list[Question] = []
@@ -156,8 +156,10 @@ def make_questions(seed: int) -> tuple[list[Question], list[Question]]:
             Question(prompt, fact.answers, fact.full, rng.choice(fact.wrongs), rng.choice(fact.curts), fact.domain)
             for prompt in fact.prompts
         ]
-        held_out.append(questions.pop(rng.randrange(len(questions))))
-        train.extend(questions)
+        rng.shuffle(questions)
+        share = round(len(questions) / 3)
+        held_out += questions[:share]
+        train += questions[share:]
     rng.shuffle(train)
     rng.shuffle(held_out)
     return train, held_out

@@ -52,14 +52,13 @@ class Finding:
 
 def examine(tokenizer: str) -> list[Finding]:
     """Every finding about this machine. `tokenizer`: a folder with kogpt2's, or its name in the Hub's cache."""
-    without = "{}; {}: false does without".format
     checks: tuple[tuple[str, Callable[[], Results], str], ...] = (  # with what to do if it raises
         ("Python", _python, INSTALL),
         ("packages", _packages, INSTALL),
         ("GPU", _gpu, REPAIR.format("torch")),
         ("precision", _precision, REPAIR.format("kochat_trl.settings.parse")),
-        ("int8", partial(_quantized, "int8"), without(REPAIR.format("bitsandbytes"), "load_in_8bit")),
-        ("nf4", partial(_quantized, "nf4"), without(REPAIR.format("bitsandbytes"), "load_in_4bit")),
+        ("int8", partial(_quantized, "int8"), REPAIR.format("bitsandbytes")),
+        ("nf4", partial(_quantized, "nf4"), REPAIR.format("bitsandbytes")),
         ("tokenizer", partial(_tokenizer, tokenizer), "remove its files, and download or copy them again"),
         ("memory", _memory, INSTALL),
         ("disk", _disk, "start in a folder that you can read and write"),
@@ -164,7 +163,7 @@ def _precision() -> Results:
     values: dict[str, Any] = {"use_cpu": False, "bf16": None, "fp16": False, "dtype": None, "use_peft": True}
     choose_precision(values)
     if values["fp16"]:
-        yield "note", "runs use float16: the GPU has no bfloat16", "nothing; if a loss becomes NaN, fp16: false"
+        yield ("note", "runs use float16: the GPU has no bfloat16", "nothing; if a loss is NaN, bf16: false")
     else:
         yield "ok", f"runs use {values['dtype']}{', as all do without a GPU' if values['use_cpu'] else ''}", ""
 
@@ -187,10 +186,10 @@ def _quantized(kind: str) -> Results:
     inputs = x.to(device, dtype, copy=True).requires_grad_()
     y = layer(inputs)
     (gradient,) = torch.autograd.grad(y, inputs, ahead.to(y))
-    exact = {"outputs": (y, x @ weight.T), "gradients": (gradient, ahead @ weight)}
+    exact = {"outputs": (y.detach(), x @ weight.T), "gradients": (gradient, ahead @ weight)}
     off = {what: float((ours.cpu().float() - its).norm() / its.norm()) for what, (ours, its) in exact.items()}
-    shown = ", ".join(f"{what} off float32 by {by:.1%}" for what, by in off.items())
-    found = f"on the {'CPU' if device == 'cpu' else 'GPU'}: {shown} (up to {OFF_BY[kind]:.0%} is normal)"
+    shown = ", ".join(f"{what} {by:.1%}" for what, by in off.items())
+    found = f"on the {'CPU' if device == 'cpu' else 'GPU'}, off float32: {shown} (below {OFF_BY[kind]:.0%} is normal)"
     if all(0 < by < OFF_BY[kind] for by in off.values()):  # which NaN isn't, nor 0, of weights that stayed float
         yield "ok", found, ""
     else:
@@ -205,10 +204,8 @@ def _tokenizer(path: str) -> Results:
     with suppress(ValueError):  # a folder that isn't there has a name that the Hub can't have
         cached = f"{path}/-" if Path(path).is_dir() else try_to_load_from_cache(path, "tokenizer.json")
     if not isinstance(cached, str):
-        get = (
-            "the first run downloads skt/kogpt2-base-v2. Without a network, copy its files into a folder, and give that"
-        )
-        yield "note", "kogpt2's isn't on this machine; the demo makes its own", f"{get} as model_name_or_path"
+        get = "the first run downloads skt/kogpt2-base-v2; or copy its files into a folder, for model_name_or_path"
+        yield "note", "kogpt2's isn't on this machine; the demo makes its own", get
         return
     from kochat_trl.models.tokenizer import load_tokenizer
 
@@ -219,22 +216,20 @@ def _tokenizer(path: str) -> Results:
     elif re.search("[가-힣]", "".join(tokens)) and not set(CHECK_TOKENS) <= tokenizer.get_vocab().keys():
         yield "note", "reads Korean, but isn't kogpt2's", "nothing, if it belongs to another base"
     else:
-        mend = (
-            "take kogpt2's tokenizer.json as it is on the Hub, with no tokenizer_config.json: AutoTokenizer spoils it"
-        )
+        mend = "take kogpt2's tokenizer.json from the Hub, with no tokenizer_config.json: AutoTokenizer spoils it"
         yield "problem", f"turns Korean into bytes, or into other tokens than kogpt2's: {' '.join(tokens[:8])} …", mend
 
 
 def _memory() -> Results:
     import psutil
-    import torch
 
     total, free = psutil.virtual_memory().total / GB, psutil.virtual_memory().available / GB
     found = f"{free:.1f} of {total:.1f} GB available"
     if total < 2:
         yield "problem", found, "take a machine with more: the libraries and the demo alone need 2 GB"
-    elif free < AS_CONFIGURED and not torch.cuda.is_available():
-        yield "note", f"{found}; kogpt2 without a GPU takes {AS_CONFIGURED} GB", "per_device_train_batch_size: 1"
+    elif free < AS_CONFIGURED:
+        found += f"; kogpt2 without a GPU takes up to {AS_CONFIGURED} GB"
+        yield "note", found, "close what you can, or set per_device_train_batch_size: 1 where there is no GPU"
     else:
         yield "ok", found, ""
 

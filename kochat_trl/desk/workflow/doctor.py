@@ -93,8 +93,10 @@ def _told(error: Exception) -> str:
     text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:300]
     home = os.path.expanduser("~")
     text = re.sub(r"(['\"])[^'\"]*[/\\][^'\"]*\1|\S*[/\\]\S*", "…", text.replace(home, "/"))
-    names = {Path(home).name, platform.node(), *map(os.environ.get, ("USER", "LOGNAME", "USERNAME"))}
-    return re.sub("|".join(rf"\b{re.escape(name)}\b" for name in names if name) or "(?!)", "…", text)
+    names = [Path(home).name, platform.node(), *map(os.environ.get, ("USER", "LOGNAME", "USERNAME"))]
+    for name in sorted(filter(None, names), key=len, reverse=True):  # a machine is often called after its person
+        text = re.sub(rf"\b{re.escape(name)}\b", "…", text)
+    return text
 
 
 def _python() -> Results:
@@ -163,7 +165,7 @@ def _precision() -> Results:
     values: dict[str, Any] = {"use_cpu": False, "bf16": None, "fp16": False, "dtype": None, "use_peft": True}
     choose_precision(values)
     if values["fp16"]:
-        yield ("note", "runs use float16: the GPU has no bfloat16", "nothing; if a loss is NaN, bf16: false")
+        yield "note", "runs use float16: the GPU has no bfloat16", "nothing; if a loss is NaN, bf16: false"
     else:
         yield "ok", f"runs use {values['dtype']}{', as all do without a GPU' if values['use_cpu'] else ''}", ""
 

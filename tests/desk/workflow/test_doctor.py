@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -153,7 +154,7 @@ def test_wrong_numbers_are_a_problem(kind, layer, wrong, monkeypatch):
     def forward(self, x):
         y = right(self, x)
         if wrong == "outputs":
-            return y * 1.3
+            return y + 0.3 * y.detach()  # their gradient is right
         if wrong == "gradients":
             return y.detach() + 0.7 * (y - y.detach())
         return y * float("nan")
@@ -238,16 +239,18 @@ def test_the_hub_answers_or_not(monkeypatch):
         return SimpleNamespace(status_code=int(answer))  # ValueError, if it is refused
 
     monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=head))
+    started = time.monotonic()
     for answer, mark in answers.items():
         found = only(doctor._hub())
         assert found[0] == mark, answer
         assert mark == "ok" or "HF_HUB_OFFLINE=1" in found[2]
+    assert time.monotonic() - started < 4
 
 
 # --- The whole ----------------------------------------------------------------------------------
 
 
-def test_a_check_that_raises_is_its_own_line_only(monkeypatch):
+def test_a_check_that_raises_is_its_own_line_only(monkeypatch, capsys):
     def breaks():
         print("noise")
         yield "ok", "this much", ""
@@ -262,26 +265,26 @@ def test_a_check_that_raises_is_its_own_line_only(monkeypatch):
     (broken,) = [line for line in findings if line.mark == "problem"]
     assert broken.found == "OSError: cannot open …"
     assert broken.advice
+    assert capsys.readouterr().out == ""  # which is the command's own
 
 
 @pytest.mark.parametrize(
-    "message",
+    ("message", "told"),
     [
-        "/home/hong.gildong/lib.so: cannot open",
-        "no file '/data/Hong Gildong/a b/c' there",
-        r"C:\Users\gildong\x is gone",
-        "of /srv/my home/gildong, no: home",
-        "gildong@gildong-laptop refuses\n/home/gildong",
+        ("/data/a.b/lib.so: cannot open", "… cannot open"),
+        ("no file '/data/A Person/a b/c' there", "no file … there"),
+        (r"C:\Users\gildong\x is gone", "… is gone"),
+        ("of /srv/my home/gildong, no: home", "of … no: home"),
+        ("gildong@gildong-laptop refuses gildong1\n/data/x", "…@… refuses gildong1"),
+        ("no module named 'kernels'", "no module named 'kernels'"),
+        ("", ""),
     ],
 )
-def test_an_error_is_told_without_names_and_paths(message, monkeypatch):
+def test_an_error_is_told_without_names_and_paths(message, told, monkeypatch):
     monkeypatch.setenv("HOME", "/srv/my home/gildong")
     monkeypatch.setenv("USER", "gildong")
     monkeypatch.setattr("platform.node", lambda: "gildong-laptop")
-    told = doctor._told(OSError(message))
-    assert told.startswith("OSError: ")
-    assert "gildong" not in told.lower()
-    assert "my home" not in told
+    assert doctor._told(OSError(message)) == f"OSError: {told}"
 
 
 def run_doctor(folder, *words, **variables):

@@ -12,7 +12,7 @@ from kochat_trl.errors import UserError
 
 @command(
     "doctor",
-    "kochat doctor",
+    "kochat doctor --tokenizer outputs/kogpt2/sft",
     flag("--tokenizer", "a folder with kogpt2's (default: the Hub's cache)", "FOLDER", default=KOGPT2),
     flag("--json", "the same as JSON, to paste into a report of a bug", action="store_true"),
 )

@@ -1,10 +1,36 @@
-"""`kochat run`, `kochat report` and `kochat memory`: all stages at once, and what they did or would take."""
+"""`kochat doctor`, `run`, `report` and `memory`: the machine, all stages at once, and what they did or would take."""
 
 import argparse
+import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
-from kochat_trl.cli.options import TRUST, command, console, flag
+from kochat_trl.cli.options import KOGPT2, TRUST, command, console, flag
 from kochat_trl.errors import UserError
+
+
+@command(
+    "doctor",
+    "kochat doctor --tokenizer outputs/kogpt2/sft",
+    flag("--tokenizer", "a folder with kogpt2's (default: the Hub's cache)", "FOLDER", default=KOGPT2),
+    flag("--json", "the same as JSON, to paste into a report of a bug", action="store_true"),
+)
+def examine_machine(args: argparse.Namespace) -> None:
+    """Say what this machine has for a run, before you start; exits with 1 if there is a problem.
+
+    Python, packages, GPU, int8 and nf4 (tried on one layer), kogpt2's tokenizer, memory, disk, Hub: a line each, and
+    what to do where it isn't ok. Nothing is downloaded. No name or path of yours is printed.
+    """
+    from kochat_trl.desk.workflow.doctor import examine, print_findings
+
+    findings = examine(args.tokenizer)
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
+    else:
+        print_findings(findings, console())
+    if any(finding.mark == "problem" for finding in findings):
+        sys.exit(1)
 
 
 @command(

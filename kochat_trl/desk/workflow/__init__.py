@@ -1,1 +1,1 @@
-"""All stages at once: the pipeline, comparisons, the report, and what memory it takes."""
+"""All stages at once: the pipeline, comparisons, the report, what memory it takes, and what the machine has."""

@@ -339,6 +339,11 @@ def test_the_courses_questions_come_before_the_other_answers(report):
     places = [page.index(f"<h3>{row['prompt']}</h3>") for row in report["answers"]]
     assert all(own < place < others for place in places[: len(FOUR)])
     assert all(others < place for place in places[len(FOUR) :])
+    assert page.count("<h3>") == len(places)
+    odd = copy.deepcopy(report)
+    for row in odd["answers"][: len(FOUR)]:
+        row["ppo"]["score"] = 99.0  # which no plot shows
+    assert re.findall("<svg.*?</svg>", render_page(odd), re.DOTALL) == re.findall("<svg.*?</svg>", page, re.DOTALL)
     assert "강의의 네 질문" not in render_page(report | {"answers": report["answers"][len(FOUR) :]})
 
 

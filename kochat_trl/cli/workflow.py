@@ -85,7 +85,8 @@ def make_report(args: argparse.Namespace) -> None:
     """Show what a PPO run changed: base, SFT and PPO side by side, in one page that needs no network.
 
     The page has every model's answers to held-out prompts with the reward model's score, win rates, KL, likeness to
-    references, curves of all stages, and what to worry about. report.json has the same as numbers.
+    references and the loss on them, curves of all stages, and what to worry about; on sample data also what share of
+    the answers is right, and polite. report.json has the same as numbers.
     """
     from kochat_trl.desk.workflow.page import write_report
     from kochat_trl.desk.workflow.report import build_report

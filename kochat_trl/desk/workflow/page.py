@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from kochat_trl.data.probes import PROBES
 from kochat_trl.files import new_file, set_aside
 
 from jinja2 import Template
@@ -52,14 +53,16 @@ def render_page(report: dict[str, Any]) -> str:
                 plots.append((title, _svg(lambda axes, lines=lines: _lines(axes, lines))))
             numbers += [(title, y[0]) for _, y in lines.values() if len(y) == 1]
     models = list(report["metrics"])
-    scores = {name: [row[name]["score"] for row in report["answers"]] for name in models}
+    counted = [row for row in report["answers"] if row["prompt"] not in dict(PROBES)]
+    probes = [row for row in report["answers"] if row["prompt"] in dict(PROBES)]
+    scores = {name: [row[name]["score"] for row in counted] for name in models}
     spread = _svg(lambda axes: _histogram(axes, scores))
     by_kl = _svg(lambda axes: _against(axes, {name: histories[name] for name in runs}))
     reliability = Path(report["reward"]) / "evaluation" / "reliability.png"
     image = base64.b64encode(reliability.read_bytes()).decode() if reliability.is_file() else None
-    return Template(template, autoescape=True).render(
-        report=report, models=models, plots=plots, numbers=numbers, spread=spread, by_kl=by_kl, reliability=image
-    )
+    drawn = {"plots": plots, "numbers": numbers, "spread": spread, "by_kl": by_kl, "reliability": image}
+    shown = {"report": report, "models": models, "counted": counted, "probes": probes}
+    return Template(template, autoescape=True).render(shown | drawn)
 
 
 def _curve(history: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:

@@ -1,29 +1,30 @@
-"""What a PPO run changed, in figures: base, SFT and PPO side by side, and what a careful reader would doubt in them."""
+"""What a PPO run changed, in figures: base, SFT and PPO side by side."""
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, compress
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from kochat_trl.data.probes import PROBES
 from kochat_trl.data.readers import read_records
-from kochat_trl.data.records import Prompt, RecordError, parse_prompt, parse_sft
+from kochat_trl.data.records import Dialogue, Prompt, RecordError, parse_prompt, parse_sft
 from kochat_trl.data.text import hangul_share
 from kochat_trl.desk.answers.generate import Response, decoding, generate_answers, mean_logprob
 from kochat_trl.desk.answers.likeness import bleu, chrf, distinct, rouge_l
 from kochat_trl.desk.evaluation.metrics import accuracy_of
 from kochat_trl.desk.sample.sample import Judge, judge_of
 from kochat_trl.desk.statistics import mean_interval
+from kochat_trl.desk.workflow.worries import worries
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import load_config, load_policy, positions_of
 from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.score import load_scorer, score_ids
-from kochat_trl.rows.encode import encode_prompts
+from kochat_trl.rows.encode import encode_prompts, encode_turns
 from kochat_trl.settings.keys import ModelArguments
 
 import yaml
@@ -123,8 +124,9 @@ def build_report(
 
     `folders` are the outputs of one PPO run, or of several that start from one SFT model. Each model answers every
     prompt by sampling as the first run does (the whole distribution, its temperature and length), and the first run's
-    reward model scores all. The course's four questions are shown, and count in no figure; prompts that leave no room
-    for an answer are left out. Raises `UserError` if a folder isn't PPO's output, or if there are not two prompts.
+    reward model scores all. Each also has its `loss` on the references. The course's four questions are shown, and
+    count in no figure; prompts that leave no room for an answer are left out. Raises `UserError` if a folder isn't
+    PPO's output, or if there are not two prompts.
     """
     runs = named_runs(folders)
     first = next(iter(runs.values()))
@@ -144,12 +146,14 @@ def build_report(
     told_of = {name: [name] for name in runs} | {"sft": [*runs], "base": []}  # whose answers each is to say log p of
     answers: dict[str, list[Response]] = {}
     logprobs: dict[tuple[str, str], list[float]] = {}  # in nats, of each answer
+    known = _references(tokenizer, [prompts[i] for i in asked], references, positions)
+    losses: dict[str, dict[str, float]] = {}
     for name, path in paths.items():
         model = load_policy(path, ModelArguments(dtype="float32", model_revision=first.revision), tokenizer)
         answers[name] = generate_answers(model, tokenizer, prompts, settings, seed=seed)
         for run in told_of[name]:
-            pairs = tqdm(list(zip(prompt_ids, answers[run], strict=True)), delay=2, leave=False)
-            logprobs[name, run] = [len(a.ids) * mean_logprob(model, ids, a, temperature) for ids, a in pairs]
+            logprobs[name, run] = _logprobs(model, list(zip(prompt_ids, answers[run], strict=True)), temperature)
+        losses[name] = _loss(model, known)
         del model
     scorer = load_scorer(str(first.reward), "float32", tokenizer)
     models = ["base", "sft", *runs]
@@ -162,7 +166,9 @@ def build_report(
     if judge is not None and all(judge.knows(row["prompt"]) for row in counted):
         for row in counted:
             for name in models:
-                row[name]["judge"] = judge.score(row["prompt"], row[name]["text"], row[name]["ended"])
+                said = row["prompt"], row[name]["text"], row[name]["ended"]
+                verdict = judge.verdict(*said)
+                row[name] |= {"judge": judge.score(*said), "right": verdict["correct"], "polite": verdict["polite"]}
     drift = {name: [logprobs[name, name][i] - logprobs["sft", name][i] for i in asked] for name in runs}
     versus = [("sft", "base"), *((name, "sft") for name in runs)]
     report: dict[str, Any] = {
@@ -172,7 +178,7 @@ def build_report(
         "seed": seed,
         "held_out": held_out,
         "prompts": len(asked),
-        "metrics": {name: _metrics(counted, name, [answers[name][i].ids for i in asked]) for name in models},
+        "metrics": {n: _metrics(counted, n, [answers[n][i].ids for i in asked]) | losses[n] for n in models},
         "wins": {f"{one} over {other}": _wins(counted, one, other) for one, other in versus},
         "kl": {name: _interval(gaps, "mean", "low", "high") for name, gaps in drift.items()},
         "answers": rows,
@@ -181,6 +187,30 @@ def build_report(
     }
     report["worries"] = [worry for name, run in runs.items() for worry in worries(report, name, run.settings)]
     return report
+
+
+def _references(
+    tokenizer: Any, prompts: Sequence[Prompt], references: dict[Prompt, str], positions: int | None
+) -> list[tuple[list[int], Response]]:
+    """The ids of each prompt that has a reference, and of that; without those that run over the model's positions."""
+    dialogues = [Dialogue((p.prompt, references[p]), p.system).messages for p in prompts if p in references]
+    pairs = [(ids, Response("", tuple(answer), True)) for ids, answer in encode_turns(tokenizer, dialogues)]
+    return [(ids, answer) for ids, answer in pairs if positions is None or len(ids) + len(answer.ids) <= positions]
+
+
+def _logprobs(model: Any, pairs: Sequence[tuple[list[int], Response]], temperature: float) -> list[float]:
+    """log p of each answer, in nats."""
+    shown = tqdm(pairs, desc="log p of answers", delay=2, leave=False)
+    return [len(answer.ids) * mean_logprob(model, ids, answer, temperature) for ids, answer in shown]
+
+
+def _loss(model: Any, known: Sequence[tuple[list[int], Response]]) -> dict[str, float]:
+    """The cross-entropy of the references, in nats a token, over all their tokens alike; nothing if there are none.
+
+    SFT's `eval_loss` is the same but for weights: it takes the mean of each batch, and weights that by its records.
+    """
+    tokens = sum(len(answer.ids) for _, answer in known)
+    return {"loss": -sum(_logprobs(model, known, 1.0)) / tokens, "loss_tokens": tokens} if known else {}
 
 
 def _interval(values: Sequence[float], *names: str) -> dict[str, float]:
@@ -204,102 +234,23 @@ def _metrics(rows: Sequence[dict[str, Any]], name: str, ids: Sequence[Sequence[i
         found |= {"rouge_l": rouge_l(texts, references), "references": len(pairs)}
     if "judge" in answers[0]:
         found |= _interval([answer["judge"] for answer in answers], "judge", "judge_low", "judge_high")
+        right, low, high = mean_interval([answer["right"] for answer in answers])
+        found |= {"right": right, "right_low": max(low, 0.0), "right_high": min(high, 1.0)}
+        found["polite"] = fmean(answer["polite"] for answer in answers)
     return found
 
 
 def _wins(rows: Sequence[dict[str, Any]], one: str, other: str) -> dict[str, float]:
-    """How often the reward model prefers the answer of `one`; a draw counts half. 95 % interval (Wilson)."""
+    """How often the reward model prefers the answer of `one`; a draw counts half. 95 % interval (Wilson).
+
+    `gain` is by how much on the mean, prompt by prompt, with its interval.
+    """
     gaps = [row[one]["score"] - row[other]["score"] for row in rows]
     accuracy = accuracy_of([0.5 if gap == 0 else float(gap > 0) for gap in gaps], [row["prompt"] for row in rows])
     low, high = accuracy["interval"]
-    return {"share": accuracy["accuracy"], "low": low, "high": high, "n": len(rows)}
+    share = {"share": accuracy["accuracy"], "low": low, "high": high, "n": len(rows)}
+    return share | _interval(gaps, "gain", "gain_low", "gain_high")
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["history"]
-
-
-# --- What to doubt --------------------------------------------------------------------------------
-
-
-class Rule(NamedTuple):
-    """`sign` and `advice` are format strings of what `worries` has seen, by the names that `holds` takes."""
-
-    holds: Callable[..., bool]
-    sign: str
-    advice: str
-
-
-RULES = (
-    Rule(
-        lambda win, kl, limit, **_: kl["high"] < 0.1 or (win["low"] <= 0.5 <= win["high"] and kl["mean"] <= limit),
-        "PPO can't be told from SFT: it wins {win[share]:.0%} [{win[low]:.0%}, {win[high]:.0%}] of {win[n]} prompts, "
-        "KL {kl[mean]:.2f} nats.",
-        "Train for longer, raise learning_rate, or lower kl_coef; look at objective/scores over the updates.",
-    ),
-    Rule(
-        lambda win, **_: win["high"] < 0.5,
-        "PPO's answers score worse than SFT's: it wins {win[share]:.0%}.",
-        "Lower learning_rate; look at KL.",
-    ),
-    Rule(
-        lambda kl, limit, **_: kl["mean"] > limit,
-        "The policy is {kl[mean]:.1f} nats a response from SFT (over {limit:g}).",
-        "It may have left the language: read the answers; raise kl_coef, or set kl_target.",
-    ),
-    Rule(
-        lambda sft, ppo, **_: "judge" in ppo and ppo["judge_high"] < sft["judge_low"] and ppo["score"] > sft["score"],
-        "The reward went up ({sft[score]:.2f} → {ppo[score]:.2f}) and the judge down ({sft[judge]:.2f} → "
-        "{ppo[judge]:.2f}).",
-        "Reward hacking: raise kl_coef, stop earlier, or train the reward model on more kinds of answers.",
-    ),
-    Rule(
-        lambda sft, ppo, **_: ppo["tokens"] > 1.5 * sft["tokens"],
-        "Answers grew from {sft[tokens]:.0f} to {ppo[tokens]:.0f} tokens.",
-        "The reward model may pay for length: `kochat reward eval` compares it with 'the longer answer wins'.",
-    ),
-    Rule(
-        lambda sft, ppo, **_: ppo["distinct_2"] < 0.7 * sft["distinct_2"],
-        "PPO repeats itself: distinct-2 fell from {sft[distinct_2]:.2f} to {ppo[distinct_2]:.2f}.",
-        "One answer for everything is what a narrow reward model asks for: read the answers side by side.",
-    ),
-    Rule(
-        lambda sft, ppo, **_: ppo["ended"] < 0.8 * sft["ended"],
-        "Answers that end fell from {sft[ended]:.0%} to {ppo[ended]:.0%}.",
-        "Set missing_eos_penalty, or raise response_length.",
-    ),
-    Rule(
-        lambda sft, ppo, **_: ppo["hangul"] < 0.9 * sft["hangul"],
-        "The share of Hangul fell to {ppo[hangul]:.0%}.",
-        "Read the answers; raise kl_coef.",
-    ),
-    Rule(
-        lambda baselines, **_: baselines is None,
-        "Nobody has looked at how far the reward model can be trusted.",
-        "kochat reward eval {reward} FILE, with rankings that it was not trained on.",
-    ),
-)
-
-
-def worries(report: dict[str, Any], name: str, settings: dict[str, Any]) -> list[dict[str, str]]:
-    """What to doubt of the run `name`, which was made with `settings`.
-
-    Each has the `run`, the `sign` that was seen, and `advice`.
-    """
-    evaluation = Path(settings["reward_model_path"]) / "evaluation" / "evaluation.json"
-    baselines = json.loads(evaluation.read_text(encoding="utf-8"))["baselines"] if evaluation.is_file() else None
-    seen = {
-        "sft": report["metrics"]["sft"],
-        "ppo": report["metrics"][name],
-        "win": report["wins"][f"{name} over sft"],
-        "kl": report["kl"][name],
-        "limit": 2 * settings["kl_target"] if settings.get("kl_target") else 20.0,
-        "reward": settings["reward_model_path"],
-        "baselines": baselines,
-    }
-    found = [(rule.sign.format(**seen), rule.advice.format(**seen)) for rule in RULES if rule.holds(**seen)]
-    for rule, against in (baselines or {}).items():
-        if not against["beaten"]:
-            sign = f"The reward model is no better than the rule '{rule}'."
-            found.append((sign, "PPO will learn the rule: docs/reward.md."))
-    return [{"run": name, "sign": sign, "advice": advice} for sign, advice in found]

@@ -8,23 +8,26 @@ import subprocess
 from pathlib import Path
 
 from kochat_trl.data.probes import PROBES
-from kochat_trl.data.records import Prompt
+from kochat_trl.data.records import Prompt, conversation
 from kochat_trl.desk.answers.generate import Response, decoding, generate_answers, mean_logprob
 from kochat_trl.desk.sample.sample import Judge, make_questions, write_sample_data
 from kochat_trl.desk.statistics import mean_interval, wilson_interval
 from kochat_trl.desk.workflow import page
+from kochat_trl.desk.workflow import report as reports
 from kochat_trl.desk.workflow.page import render_page, write_report
-from kochat_trl.desk.workflow.report import Run, build_report, named_runs, read_questions, worries
+from kochat_trl.desk.workflow.report import Run, build_report, named_runs, read_questions
 from kochat_trl.errors import UserError
 from kochat_trl.files import new_file
 from kochat_trl.models.loading import add_lora, load_causal_lm, load_policy
 from kochat_trl.reward.score import load_scorer, score_ids
-from kochat_trl.rows.encode import encode_prompt
+from kochat_trl.rows.encode import encode_dialogue, encode_dialogues, encode_prompt
 from kochat_trl.settings.keys import ModelArguments
 
 import pytest
 import torch
 import yaml
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
 
 FOUR = [prompt for prompt, _ in PROBES]
 MODELS = ("base", "sft", "ppo")
@@ -76,7 +79,7 @@ def test_it_asks_what_sft_held_out_after_the_courses_four(run, report, kochatgpt
     assert {row["prompt"]: row["reference"] for row in report["answers"] if row["reference"]} == references
     assert report["held_out"]
     assert report["prompts"] == len(expected) - len(FOUR)
-    assert "judge" not in report["metrics"]["ppo"]
+    assert not {"judge", "right", "polite"} & report["metrics"]["ppo"].keys()
 
 
 def test_other_prompts(run, tmp_path, write):
@@ -130,6 +133,7 @@ def test_answers_scores_and_wins(run, report, tiny_base, tiny_tokenizer):
     win = report["wins"]["ppo over sft"]
     assert win["share"] == pytest.approx(sum(better) / len(better))
     assert (win["low"], win["high"]) == pytest.approx(wilson_interval(sum(better), len(better)))
+    assert (win["gain"], win["gain_low"], win["gain_high"]) == pytest.approx(mean_interval(gaps))
 
 
 def test_kl(run, report, tiny_tokenizer):
@@ -172,6 +176,82 @@ def test_the_judge_of_sample_data(run, tmp_path, report):
         found = report["metrics"][name]
         assert (found["judge"], found["judge_low"], found["judge_high"]) == (mean, low, high)
     assert "정답을 아는 심판" in render_page(report)
+
+
+def test_the_judge_tells_what_is_right_from_what_is_polite(run, tmp_path, monkeypatch):
+    """Of three answers one is both, one is only polite, and one only right."""
+    files = write_sample_data(tmp_path / "data", seed=0)
+    questions = {q.prompt: q for part in make_questions(0) for q in part}
+    said = ("full", "wrong", "curt")
+
+    def answered(model, tokenizer, prompts, *_, **__):
+        texts = ["?" if p.prompt in FOUR else getattr(questions[p.prompt], said[i % 3]) for i, p in enumerate(prompts)]
+        return [Response(text, (40,), True) for text in texts]
+
+    monkeypatch.setattr(reports, "generate_answers", answered)
+    report = build_report([run / "ppo"], str(files["sft_eval"]), limit=6)
+    right = [(len(FOUR) + i) % 3 != 1 for i in range(6)]
+    assert [row["ppo"]["right"] for row in report["answers"][len(FOUR) :]] == right
+    found = report["metrics"]["ppo"]
+    mean, low, high = mean_interval(right)
+    assert high > 1  # as no share is
+    assert (found["right"], found["right_low"], found["right_high"]) == (mean, low, 1)
+    assert found["polite"] == pytest.approx(2 / 3)
+    page = render_page(report)
+    assert re.search(r"right answers, by the judge, 95 %</small></td>\s*<td>67 %<br><small>25 % – 100 %", page)
+    assert re.search(r"polite answers, by the judge</small></td><td>67 %</td>", page)
+    assert (page.count("정답 right"), page.count("오답 wrong")) == (4 * 3, 2 * 3)
+
+
+# --- The loss on references
+
+
+def test_the_loss_is_that_of_transformers_and_of_sft(run, report, kochatgpt_files, tiny_base, tiny_tokenizer, tmp_path):
+    """All tokens of the answers count alike, whatever batch they are in, and those of the prompts don't count."""
+    records = json.loads(Path(kochatgpt_files["sft"]).read_text(encoding="utf-8-sig"))
+    dialogues = [conversation(record["prompt"], record["completion"]) for record in records]
+    rows = [{"input_ids": i, "labels": k} for i, k in encode_dialogues(tiny_tokenizer, dialogues)]
+    tokens = [sum(label != -100 for label in row["labels"]) for row in rows]
+    assert len(set(tokens)) > 1
+    folders = {"base": tiny_base, "sft": str(run / "sft"), "ppo": str(run / "ppo")}
+    for name, path in folders.items():
+        model = load_policy(path, ModelArguments(dtype="float32"), tiny_tokenizer).eval()
+        with torch.no_grad():
+            batches = [{key: torch.tensor([value]) for key, value in row.items()} for row in rows]
+            losses = [model(**batch).loss.item() for batch in batches]
+        expected = sum(loss * n for loss, n in zip(losses, tokens, strict=True)) / sum(tokens)
+        found = report["metrics"][name]
+        assert found["loss"] == pytest.approx(expected, abs=1e-5)
+        assert found["loss_tokens"] == sum(tokens)
+        args = SFTConfig(
+            str(tmp_path), per_device_eval_batch_size=len(rows), report_to="none", bf16=False, use_cpu=True
+        )
+        data = Dataset.from_list(rows)
+        trainer = SFTTrainer(model, args, processing_class=tiny_tokenizer, train_dataset=data, eval_dataset=data)
+        assert found["loss"] == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-5)
+    assert len({report["metrics"][name]["loss"] for name in MODELS}) == 3
+
+
+def test_the_loss_follows_the_system_message_and_skips_what_does_not_fit(run, write, tiny_base, tiny_tokenizer):
+    polite = {"system": "존댓말로 답해."}
+    records = [{"prompt": "하나", "completion": "둘"} | polite, {"prompt": "하나"}, {"prompt": "셋"}]
+    records += [{"prompt": "넷", "completion": "가나다라 " * 200}, {"prompt": FOUR[0], "completion": "네"}]
+    report = build_report([run / "ppo"], write("p.jsonl", json.dumps(records)))
+    ids, labels = encode_dialogue(tiny_tokenizer, conversation("하나", "둘", **polite))
+    model = load_policy(tiny_base, ModelArguments(dtype="float32"), tiny_tokenizer).eval()
+    expected = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
+    found = report["metrics"]["base"]
+    assert (found["loss"], found["loss_tokens"]) == (pytest.approx(expected, abs=1e-5), sum(i >= 0 for i in labels))
+    page = render_page(report)
+    assert "held-out loss, nats a token" in page
+    assert "loss on training prompts, nats a token" in render_page(report | {"held_out": False})
+    assert page.count("존댓말로 답해.") == 1
+
+
+def test_without_references_there_is_no_loss(run, write):
+    report = build_report([run / "ppo"], write("p.jsonl", json.dumps([{"prompt": "하나"}, {"prompt": "둘"}])))
+    assert not {"loss", "loss_tokens", "chrf"} & report["metrics"]["ppo"].keys()
+    assert "nats a token;" not in render_page(report)
 
 
 @pytest.fixture(scope="module")
@@ -240,100 +320,6 @@ def test_folders_that_are_no_run(run, tmp_path):
         build_report([run / "sft"])
 
 
-# --- Worries
-
-
-@pytest.fixture
-def fine():
-    """Figures that nothing is wrong with."""
-    metrics = {"tokens": 20.0, "distinct_2": 0.8, "ended": 0.9, "hangul": 0.95, "score": 0.0}
-    return {
-        "metrics": {name: dict(metrics) for name in MODELS},
-        "wins": {"ppo over sft": {"share": 0.8, "low": 0.7, "high": 0.87, "n": 100}},
-        "kl": {"ppo": {"mean": 4.0, "low": 3.0, "high": 5.0}},
-    }
-
-
-@pytest.fixture
-def settings(tmp_path):
-    (tmp_path / "evaluation").mkdir()
-    rules = {"longer answer wins": {"beaten": True}, "more Hangul wins": {"beaten": True}}
-    (tmp_path / "evaluation/evaluation.json").write_text(json.dumps({"baselines": rules}))
-    return {"reward_model_path": str(tmp_path), "kl_target": None}
-
-
-def test_nothing_to_worry_about(fine, settings):
-    assert worries(fine, "ppo", settings) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "sign"),
-    [
-        ({"wins": {"ppo over sft": {"share": 0.52, "low": 0.42, "high": 0.62, "n": 100}}}, "can't be told from SFT"),
-        ({"kl": {"ppo": {"mean": 0.01, "low": -0.02, "high": 0.04}}}, "can't be told from SFT"),
-        ({"wins": {"ppo over sft": {"share": 0.2, "low": 0.1, "high": 0.3, "n": 100}}}, "score worse than SFT's"),
-        ({"kl": {"ppo": {"mean": 20.1, "low": 15.0, "high": 25.0}}}, "20.1 nats a response from SFT"),
-        ({"ppo": {"tokens": 30.1}}, "grew from 20 to 30 tokens"),
-        ({"ppo": {"distinct_2": 0.55}}, "repeats itself"),
-        ({"ppo": {"ended": 0.7}}, "fell from 90% to 70%"),
-        ({"ppo": {"hangul": 0.8}}, "share of Hangul fell to 80%"),
-    ],
-)
-def test_each_worry(fine, settings, change, sign):
-    changed = copy.deepcopy(fine)
-    if "ppo" in change:
-        changed["metrics"]["ppo"] |= change["ppo"]
-    else:
-        changed |= change
-    found = worries(changed, "ppo", settings)
-    assert len(found) == 1
-    assert sign in found[0]["sign"]
-    assert found[0]["advice"]
-
-
-@pytest.mark.parametrize(
-    ("metric", "value"), [("tokens", 30.0), ("distinct_2", 0.57), ("ended", 0.73), ("hangul", 0.86)]
-)
-def test_just_short_of_a_worry(fine, settings, metric, value):
-    fine["metrics"]["ppo"][metric] = value
-    assert worries(fine, "ppo", settings) == []
-
-
-def test_far_from_sft_without_scoring_better_is_not_too_near(fine, settings):
-    fine["wins"]["ppo over sft"] = {"share": 0.5, "low": 0.4, "high": 0.6, "n": 100}
-    (found,) = worries(fine | {"kl": {"ppo": {"mean": 60.0, "low": 50.0, "high": 70.0}}}, "ppo", settings)
-    assert "60.0 nats a response from SFT" in found["sign"]
-
-
-def test_the_kl_target_is_the_measure(fine, settings):
-    assert worries(fine, "ppo", settings | {"kl_target": 2.5}) == []
-    assert "over 3.8" in worries(fine, "ppo", settings | {"kl_target": 1.9})[0]["sign"]
-
-
-def test_the_reward_up_and_the_judge_down(fine, settings):
-    for name, score, judge in (("sft", 0.0, 0.6), ("ppo", 1.0, 0.5)):
-        fine["metrics"][name] |= {"score": score, "judge": judge, "judge_low": judge - 0.04, "judge_high": judge + 0.04}
-    (found,) = worries(fine, "ppo", settings)
-    assert "The reward went up (0.00 → 1.00) and the judge down (0.60 → 0.50)" in found["sign"]
-    assert found["run"] == "ppo"
-    fine["metrics"]["ppo"]["judge_high"] = 0.57  # not told apart
-    assert worries(fine, "ppo", settings) == []
-    fine["metrics"]["ppo"] |= {"judge_high": 0.54, "score": -0.1}
-    assert worries(fine, "ppo", settings) == []
-
-
-def test_a_reward_model_that_nobody_looked_at_or_that_is_a_rule(fine, settings, tmp_path):
-    path = tmp_path / "evaluation/evaluation.json"
-    rules = json.loads(path.read_text())
-    rules["baselines"]["longer answer wins"]["beaten"] = False
-    path.write_text(json.dumps(rules))
-    (found,) = worries(fine, "ppo", settings)
-    assert "no better than the rule 'longer answer wins'" in found["sign"]
-    path.unlink()
-    (found,) = worries(fine, "ppo", settings)
-    assert "kochat reward eval" in found["advice"]
-
-
 # --- The page
 
 
@@ -344,6 +330,21 @@ def test_the_page_needs_nothing_else(report):
     assert not re.findall(r"@import|url\((?!#)", page)
     assert page.count("<svg") == 6  # scores, score against KL; SFT loss, reward loss, PPO score and KL
     assert "SFT held-out loss: 2.500" in page
+
+
+def test_the_courses_questions_come_before_the_other_answers(report):
+    """Under a heading of their own, which is not there without them."""
+    page = render_page(report)
+    own, others = page.index("강의의 네 질문"), page.index("답변 나란히 보기")
+    places = [page.index(f"<h3>{row['prompt']}</h3>") for row in report["answers"]]
+    assert all(own < place < others for place in places[: len(FOUR)])
+    assert all(others < place for place in places[len(FOUR) :])
+    assert page.count("<h3>") == len(places)
+    odd = copy.deepcopy(report)
+    for row in odd["answers"][: len(FOUR)]:
+        row["ppo"]["score"] = 99.0  # which no plot shows
+    assert re.findall("<svg.*?</svg>", render_page(odd), re.DOTALL) == re.findall("<svg.*?</svg>", page, re.DOTALL)
+    assert "강의의 네 질문" not in render_page(report | {"answers": report["answers"][len(FOUR) :]})
 
 
 def test_texts_stand_in_the_page_as_they_are(report):

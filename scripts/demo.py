@@ -47,13 +47,10 @@ def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     from kochat_trl.data.records import Prompt
     from kochat_trl.desk.answers.generate import decoding, generate_answers
     from kochat_trl.desk.sample.sample import Judge, make_questions
-    from kochat_trl.desk.statistics import mean_interval
+    from kochat_trl.desk.statistics import mean_interval, share_interval
     from kochat_trl.models.loading import load_policy
     from kochat_trl.models.tokenizer import load_tokenizer
     from kochat_trl.settings.keys import ModelArguments
-
-    def interval(values: list[float]) -> dict[str, float]:
-        return dict(zip(("mean", "low", "high"), mean_interval(values), strict=True))
 
     train, held_out = make_questions(seed)
     judge, prompts = Judge([*train, *held_out]), [question.prompt for question in held_out]
@@ -68,10 +65,10 @@ def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
             answers = generate_answers(model, tokenizer, [Prompt(p) for p in prompts], settings, seed=seed)
             given = [(prompt, answer.text, answer.ended) for prompt, answer in zip(prompts, answers, strict=True)]
             verdicts = [judge.verdict(*each) for each in given]
-            found[key][name] = interval([judge.score(*each) for each in given]) | {
+            found[key][name] = _named(mean_interval([judge.score(*each) for each in given])) | {
                 "n": len(given),
-                "right": interval([float(verdict["correct"]) for verdict in verdicts]),
-                "polite": interval([float(verdict["polite"]) for verdict in verdicts]),
+                "right": _named(share_interval([verdict["correct"] for verdict in verdicts])),
+                "polite": _named(share_interval([verdict["polite"] for verdict in verdicts])),
             }
             if preset == "sample":
                 for i in shown:
@@ -79,28 +76,19 @@ def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     return found, samples
 
 
-def hard_pairs(seed: int) -> dict[str, float]:
-    """How often the reward model prefers the right answer to a wrong one that is as polite and of the same form.
+def _named(interval: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(("mean", "low", "high"), interval, strict=True))
 
-    A pair for each held-out question, and Wilson's 95 % interval.
-    """
-    from kochat_trl.data.records import conversation
-    from kochat_trl.desk.sample.sample import make_questions
-    from kochat_trl.desk.statistics import wilson_interval
-    from kochat_trl.models.tokenizer import load_tokenizer
-    from kochat_trl.reward.score import load_scorer, score_ids
-    from kochat_trl.rows.encode import encode_dialogues
 
-    questions = make_questions(seed)[1]
-    path = str(OUTPUT / "reward")
-    tokenizer = load_tokenizer(path)
-    texts = [conversation(q.prompt, answer) for q in questions for answer in (q.full, q.wrong)]
-    scores = score_ids(
-        load_scorer(path, "float32", tokenizer), tokenizer, [x for x, _ in encode_dialogues(tokenizer, texts)]
-    )
-    won = sum(right > wrong for right, wrong in zip(scores[::2], scores[1::2], strict=True))
-    low, high = wilson_interval(won, len(questions))
-    return {"accuracy": won / len(questions), "low": low, "high": high, "n": len(questions)}
+def hard_pairs() -> dict[str, float]:
+    """How often the reward model prefers the right answer to one that is as polite and wrong, on held-out questions."""
+    from kochat_trl.desk.evaluation.metrics import scored_pairs, wins
+    from kochat_trl.desk.evaluation.scoring import read_rankings, score_rankings
+    from kochat_trl.desk.statistics import share_interval
+
+    reward, file = str(OUTPUT / "reward"), str(OUTPUT / "data/kochatgpt_2_RM.hard.jsonl")
+    won = wins(scored_pairs(score_rankings(reward, read_rankings(reward, [file])[0])))
+    return _named(share_interval(won)) | {"n": len(won)}
 
 
 def show(summary: dict[str, Any], samples: dict[str, Any]) -> None:
@@ -111,22 +99,23 @@ def show(summary: dict[str, Any], samples: dict[str, Any]) -> None:
         return f"{share['mean']:{form}}  [dim]{share['low']:{form}}–{share['high']:{form}}[/]"
 
     questions = f"{sampled['ppo']['n']} held-out questions"
-    figures = Table(
-        "", "right, sampled", "right, greedy", "polite", "judge, 0 to 1", title=f"{questions}, 95 % intervals"
-    )
+    columns = ("", "right, sampled", "right, greedy", "polite", "judge, 0 to 1")
+    figures = Table(*columns, title=f"{questions}, 95 % intervals; seed {summary['seed']}")
     for name in MODELS:
         own = sampled[name]
         figures.add_row(name, cell(own["right"]), cell(greedy[name]["right"]), cell(own["polite"]), cell(own, ".2f"))
     console.print(figures)
     answers = Table("", *MODELS, title="every n-th of them, sampled at temperature 1", show_lines=True)
     for prompt, given in samples.items():
-        marks = (Text(f"{'✓' if right else '✗'} {text}") for text, right in given.values())
+        marks = (Text(f"{'✓' if right else '✗'} {text or '(nothing)'}") for text, right in given.values())
         answers.add_row(prompt, *marks)
     console.print(answers)
     before, after = (sampled[name] for name in ("sft", "ppo"))
     console.print(
-        f"PPO raised the reward from {ppo['reward_first']:.2f} to {ppo['reward_last']:.2f}, {ppo['kl_last']:.1f} nats a "
-        f"response away from SFT; with it right answers went from {before['right']['mean']:.0%} to "
+        f"The reward model orders {summary['reward']['accuracy']:.0%} of held-out pairs as they should be, and "
+        f"{summary['reward']['hard_pairs']['mean']:.0%} of the hard ones: both answers polite, one of them wrong.\n"
+        f"PPO raised the reward from {ppo['reward_first']:.2f} to {ppo['reward_last']:.2f}, {ppo['kl_last']:.1f} nats "
+        f"a response away from SFT; with it right answers went from {before['right']['mean']:.0%} to "
         f"{after['right']['mean']:.0%}, and polite ones from {before['polite']['mean']:.0%} to "
         f"{after['polite']['mean']:.0%}."
     )
@@ -147,7 +136,7 @@ def main() -> None:
     seconds = run_stages(seed)
     console.rule("[bold]judge")
     judged, samples = judge_models(seed)
-    hard = hard_pairs(seed)
+    hard = hard_pairs()
     seconds["total"] = round(time.perf_counter() - started, 1)
 
     def metrics(stage: str) -> dict[str, Any]:

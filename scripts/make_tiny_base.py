@@ -23,7 +23,7 @@ SPECIAL_TOKENS = ["<s>", "</s>", "<usr>", "<pad>", "<sys>", "<unk>", "<mask>"]  
 END, PAD = SPECIAL_TOKENS.index("</s>"), SPECIAL_TOKENS.index("<pad>")
 HEADINGS = ["### Instruction(명령어):\n", "\n\n### Response(응답):"]
 VOCABULARY, LAYERS, WIDTH, HEADS, POSITIONS = 2000, 2, 320, 4, 128
-STEPS, BATCH, LENGTH, LEARNING_RATE, WEIGHT_DECAY = 400, 16, 64, 6e-3, 0.1
+STEPS, BATCH, LENGTH, LEARNING_RATE, WEIGHT_DECAY = 500, 16, 64, 6e-3, 0.1
 
 
 def train_tokenizer(lines: list[str], path: Path) -> None:

@@ -24,9 +24,9 @@ SET = "configs/tiny"
 SEEDS = (0, 1, 2)
 # Table → the experiments in it, beside the set itself.
 EXPERIMENTS = {
-    "pairs": ["best_vs_rest", "rank_of", "rank_of_best_vs_rest"],
+    "pairs": ["best_vs_rest", "rank_of"],
     "loss": ["listwise"],
-    "rank": ["lora_r4", "lora_r64"],
+    "rank": ["lora_r4"],
     "precision": ["float32", "nf4"],
     "kl": ["kl_0", "kl_adaptive"],
     "estimator": ["kl_k3"],

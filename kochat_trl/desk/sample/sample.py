@@ -4,9 +4,9 @@ The real KoChatGPT files need a download and a model large enough to profit from
 facts, simple enough that a tiny GPT-2 trained from scratch on a CPU can learn them. As every question carries its right
 answer, ``Judge`` scores any response without a trained model, and a demo can show that base < SFT < PPO.
 
-From fact to file: `facts.yaml` has the facts, each asked in several ways, with the particles that each word takes;
-`make_questions` keeps a third of each fact's phrasings for evaluation, and `write_sample_data` gives each question completions
-of clearly different qualities.
+From fact to file: `facts.yaml` has the facts, each asked in eight ways or so, with the particles that each word takes;
+`make_questions` keeps a third of a fact's phrasings for evaluation, and `write_sample_data` gives each question
+completions of clearly different qualities.
 """
 
 import json
@@ -131,6 +131,7 @@ def _all_facts() -> tuple[Fact, ...]:
 
 # --- Questions ----------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Question:
     """One prompt, what makes a response to it right, and sample responses of known quality."""
@@ -230,14 +231,15 @@ class _Completions:
 _STEMS = {"sft": "kochatgpt_1_SFT", "rm": "kochatgpt_2_RM", "ppo": "kochatgpt_3_PPO"}
 _FILE_NAMES = {key: f"{stem}.jsonl" for key, stem in _STEMS.items()}
 _FILE_NAMES |= {f"{key}_eval": f"{stem}.heldout.jsonl" for key, stem in _STEMS.items()}
-_FILE_NAMES |= {"text": "pretraining.txt", "judge": "judge.json"}
+_FILE_NAMES |= {"rm_hard": f"{_STEMS['rm']}.hard.jsonl", "text": "pretraining.txt", "judge": "judge.json"}
 
 
 def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:
     """Write the sample files into ``directory`` and return their paths by key.
 
-    Despite their names the ``.jsonl`` files hold one JSON array each, as KoChatGPT's do. If any of the files exists
-    already, nothing is written and ``FileExistsError`` names it.
+    Despite their names the ``.jsonl`` files hold one JSON array each, as KoChatGPT's do. ``rm_hard`` has a pair for
+    each held-out question: the right answer, and one that is as polite and wrong. If any of the files exists already,
+    nothing is written and ``FileExistsError`` names it.
     """
     paths = {key: directory / name for key, name in _FILE_NAMES.items()}
     for path in filter(Path.exists, paths.values()):
@@ -248,6 +250,8 @@ def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:
         write_records(paths[f"sft{suffix}"], "array", map(completions.sft_record, questions))
         write_records(paths[f"rm{suffix}"], "array", map(completions.ranking_record, questions))
         write_records(paths[f"ppo{suffix}"], "array", ({"prompt": q.prompt} for q in questions))
+    hard = ({"prompt": q.prompt, "chosen": q.full, "rejected": q.wrong} for q in held_out)
+    write_records(paths["rm_hard"], "array", hard)
     text = _pretraining_text(train, random.Random(f"{seed}/text"))
     paths["text"].write_text(text, encoding="utf-8", newline="\n")
     write_records(paths["judge"], "lines", [{"seed": seed}])

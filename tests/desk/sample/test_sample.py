@@ -111,7 +111,7 @@ def test_same_seed_same_questions_other_seed_other_split(split):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_enough_questions_and_no_prompt_twice(seed):
     train, held_out = make_questions(seed)
-    assert len(train) >= 3000
+    assert len(train) >= 1000
     assert len(held_out) >= 533
     assert len({q.domain for q in train}) >= 10
     assert {q.domain for q in held_out} == {q.domain for q in train}
@@ -120,12 +120,11 @@ def test_enough_questions_and_no_prompt_twice(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_each_fact_is_asked_in_training_and_once_held_out(seed):
+def test_a_third_of_the_phrasings_of_each_fact_is_held_out(seed):
     train, held_out = make_questions(seed)
     asked, facts = (Counter((q.full, q.answers) for q in part) for part in (held_out, train))
     assert asked.keys() == facts.keys()
-    assert set(asked.values()) == {1}
-    assert min(facts.values()) >= 3
+    assert all(asked[fact] == round((asked[fact] + facts[fact]) / 3) for fact in facts)
 
 
 @pytest.mark.parametrize(
@@ -133,11 +132,10 @@ def test_each_fact_is_asked_in_training_and_once_held_out(seed):
     [
         ("프랑스의 수도는 어디예요?", "프랑스의 수도는 파리입니다."),
         ("일요일 다음 날은 무슨 요일이에요?", "일요일 다음 날은 월요일입니다."),
-        ("월요일 이틀 전은 무슨 요일이야?", "월요일 이틀 전은 토요일입니다."),
         ("월요일 전날은 무슨 요일인가요?", "월요일 전날은 일요일입니다."),
         ("12월 다음 달은 몇 월이에요?", "12월 다음 달은 1월입니다."),
-        ("2킬로그램은 몇 그램이에요?", "2킬로그램은 2000그램입니다."),
-        ("40과 50 중에서 더 작은 수는 뭐예요?", "40과 50 중에서 더 작은 수는 40입니다."),
+        ("2킬로미터는 몇 미터예요?", "2킬로미터는 2000미터입니다."),
+        ("9와 4 중에서 더 작은 수는 뭐예요?", "9와 4 중에서 더 작은 수는 4입니다."),
         ("작다의 반대말은 뭐예요?", "작다의 반대말은 크다입니다."),
     ],
 )
@@ -171,6 +169,7 @@ def test_file_names(paths):
         "sft_eval": "kochatgpt_1_SFT.heldout.jsonl",
         "rm_eval": "kochatgpt_2_RM.heldout.jsonl",
         "ppo_eval": "kochatgpt_3_PPO.heldout.jsonl",
+        "rm_hard": "kochatgpt_2_RM.hard.jsonl",
         "text": "pretraining.txt",
         "judge": "judge.json",
     }
@@ -228,6 +227,15 @@ def test_ranking_is_best_first_by_the_judge(paths, judge, key):
         assert len(set(ranked)) == 3, record
         polite_and_wrong += 0.59 < middle < 0.61 or 0.59 < worst < 0.61
     assert polite_and_wrong > 0.6 * len(load(paths[key]))  # what form alone doesn't tell from the best
+
+
+def test_form_does_not_tell_the_answers_of_a_hard_pair(paths, split, judge):
+    pairs = load(paths["rm_hard"])
+    assert [pair["prompt"] for pair in pairs] == [q.prompt for q in split[1]]
+    for pair in pairs:
+        right, wrong = (judge.verdict(pair["prompt"], pair[key], True) for key in ("chosen", "rejected"))
+        assert all(right.values())
+        assert [name for name, holds in wrong.items() if not holds] == ["correct"]
 
 
 def test_pretraining_text_is_of_train_questions_only(paths, split):
@@ -336,6 +344,18 @@ FRANCE = Question(
 def test_score_by_hand(question, response, ended, expected):
     judge = Judge([SUM, KOREA, FRANCE])
     assert judge.score(question.prompt, response, ended) == pytest.approx(expected)
+
+
+def test_the_verdict_says_what_holds():
+    judge = Judge([KOREA, FRANCE])
+    assert judge.verdict(KOREA.prompt, "파리야", False) == {
+        "correct": False,
+        "polite": False,
+        "korean_only": True,
+        "ended": False,
+        "not_repeating": True,
+    }
+    assert judge.verdict(KOREA.prompt, " ", True) == dict.fromkeys(sample.WEIGHTS, False)
 
 
 def test_thousands_may_be_grouped():

@@ -372,7 +372,7 @@ def test_the_table_of_several_runs(evaluated, capsys):
     plans = make_plans([str(evaluated), str(experiment(evaluated, "kl", "kl_coef: 0\n"))], [0, 1, 2])
     for plan in plans:
         value = 0.1 * (plan.seed + 1)
-        metrics = {"tokens": 20.0 + plan.seed} | ({"judge": value} if plan.name == "kl" else {})
+        metrics = {"tokens": 20.0 + plan.seed} | ({"right": value} if plan.name == "kl" else {})
         report = {"runs": {"ppo": ""}, "wins": {"ppo over sft": {"share": value}}, "kl": {"ppo": {"mean": 2 * value}}}
         report |= {"metrics": {"sft": metrics, "ppo": metrics}}
         scores = {"하나": -1.0, "둘": 1.0, "불고기용 고기 한우에요?": 9.0}  # √2 without the course's question
@@ -391,8 +391,8 @@ def test_the_table_of_several_runs(evaluated, capsys):
         "PPO wins",
         "KL",
         "tokens",
-        "judge, SFT",
-        "judge, PPO",
+        "right, SFT",
+        "right, PPO",
     ]
     tenths = "0.200 ± 0.248"
     figures = ["1.50 ± 0.00", "0.800 ± 0.248", "1.41 ± 0.00", tenths, "0.400 ± 0.497", "21.0 ± 2.5"]
@@ -401,7 +401,7 @@ def test_the_table_of_several_runs(evaluated, capsys):
     assert compare_runs(plans[:1])[1][:3] == ["configs", "1.50", "0.900"]
     print_runs(lines, Console(width=80))
     printed = capsys.readouterr().out
-    assert printed.count("± 0.248") == 6  # accuracy and wins of both, and the judge twice
+    assert printed.count("± 0.248") == 6  # accuracy and wins of both, and the right answers twice
     assert "…" not in printed
     assert as_markdown(lines).splitlines()[2].startswith("| configs | 1.50 ± 0.00 | 0.800 ± 0.248 |")
 

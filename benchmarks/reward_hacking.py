@@ -4,7 +4,7 @@
     python benchmarks/reward_hacking.py --json reward_hacking.json --plot docs/reward_hacking.png
 
 Needs outputs/demo. Both runs start from the same SFT and reward model and take the same prompts; every few updates the
-policy answers held-out questions, and the judge, who knows the right answers, scores them.
+policy answers held-out questions, and the judge, who knows the right answers, counts them.
 """
 
 import argparse
@@ -45,19 +45,19 @@ class Watch(TrainerCallback):
             return
         log = state.log_history[-1]
         row = {"update": state.global_step, "kl": log["objective/kl"], "score": log["objective/scores"]}
-        self.curves.append(row | {"judge": self.judge_policy()})
+        self.curves.append(row | {"right": self.share_right()})
 
-    def judge_policy(self) -> float:
+    def share_right(self) -> float:
         trainer, tokenizer = self.trainer, self.trainer.processing_class
         ids = encode_prompts(tokenizer, [conversation(prompt) for prompt in self.prompts])
         responses = sample_responses(
             trainer.roles.policy, ids, range(len(ids)), trainer.args.response_length, 1.0, trainer.stop_ids, 64
         )
-        points = []
+        right = []
         for prompt, response in zip(self.prompts, responses, strict=True):
             answer = tokenizer.decode(response, skip_special_tokens=True).strip()
-            points.append(self.judge.score(prompt, answer, response[-1] in trainer.stop_ids))
-        return sum(points) / len(points)
+            right.append(self.judge.verdict(prompt, answer, response[-1] in trainer.stop_ids)["correct"])
+        return sum(right) / len(right)
 
 
 def run_ppo(kl_coef: float, updates: int, seed: int) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def plot(runs: dict[float, Any], file: str) -> None:
     titles = {
         "score": "reward model's score",
         "kl": "KL from SFT, nats a response",
-        "judge": "judge, held-out questions",
+        "right": "right answers, held-out questions",
     }
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         for kl_coef, result in runs.items():
@@ -108,7 +108,7 @@ def main() -> None:
     for kl_coef, result in runs.items():
         print(f"kl_coef {kl_coef}")
         for row in result["curves"]:
-            print("  update {update:3}  score {score:5.2f}  KL {kl:6.2f}  judge {judge:.3f}".format(**row))
+            print("  update {update:3}  score {score:5.2f}  KL {kl:6.2f}  right {right:.3f}".format(**row))
         print("  last answers:", *result["last_samples"], sep="\n    ")
     if arguments.json:
         text = json.dumps({str(kl_coef): result for kl_coef, result in runs.items()}, ensure_ascii=False, indent=2)

@@ -193,12 +193,10 @@ def test_the_judge_tells_what_is_right_from_what_is_polite(run, tmp_path, monkey
     right = [(len(FOUR) + i) % 3 != 1 for i in range(6)]
     assert [row["ppo"]["right"] for row in report["answers"][len(FOUR) :]] == right
     found = report["metrics"]["ppo"]
-    mean, low, high = mean_interval(right)
-    assert high > 1  # as no share is
-    assert (found["right"], found["right_low"], found["right_high"]) == (mean, low, 1)
+    assert (found["right"], found["right_low"], found["right_high"]) == (4 / 6, *wilson_interval(4, 6))
     assert found["polite"] == pytest.approx(2 / 3)
     page = render_page(report)
-    assert re.search(r"right answers, by the judge, 95 %</small></td>\s*<td>67 %<br><small>25 % – 100 %", page)
+    assert re.search(r"right answers, by the judge, 95 %</small></td>\s*<td>67 %<br><small>30 % – 90 %", page)
     assert re.search(r"polite answers, by the judge</small></td><td>67 %</td>", page)
     assert (page.count("정답 right"), page.count("오답 wrong")) == (4 * 3, 2 * 3)
 

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,14 @@ def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     from kochat_trl.data.records import Prompt
     from kochat_trl.desk.answers.generate import decoding, generate_answers
     from kochat_trl.desk.sample.sample import Judge, make_questions
-    from kochat_trl.desk.statistics import mean_interval, share_interval
+    from kochat_trl.desk.statistics import mean_interval
     from kochat_trl.models.loading import load_policy
     from kochat_trl.models.tokenizer import load_tokenizer
     from kochat_trl.settings.keys import ModelArguments
 
     train, held_out = make_questions(seed)
     judge, prompts = Judge([*train, *held_out]), [question.prompt for question in held_out]
+    facts = [question.full for question in held_out]
     shown = [i * len(prompts) // 5 for i in range(5)]
     found: dict[str, Any] = {"judge": {}, "greedy": {}}
     samples: dict[str, Any] = {prompts[i]: {} for i in shown}
@@ -65,10 +67,10 @@ def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
             answers = generate_answers(model, tokenizer, [Prompt(p) for p in prompts], settings, seed=seed)
             given = [(prompt, answer.text, answer.ended) for prompt, answer in zip(prompts, answers, strict=True)]
             verdicts = [judge.verdict(*each) for each in given]
-            found[key][name] = _named(mean_interval([judge.score(*each) for each in given])) | {
+            found[key][name] = _named(*mean_interval([judge.score(*each) for each in given])) | {
                 "n": len(given),
-                "right": _named(share_interval([verdict["correct"] for verdict in verdicts])),
-                "polite": _named(share_interval([verdict["polite"] for verdict in verdicts])),
+                "right": _share([verdict["correct"] for verdict in verdicts], facts),
+                "polite": _share([verdict["polite"] for verdict in verdicts], facts),
             }
             if preset == "sample":
                 for i in shown:
@@ -76,19 +78,26 @@ def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     return found, samples
 
 
-def _named(interval: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip(("mean", "low", "high"), interval, strict=True))
+def _named(mean: float, low: float, high: float) -> dict[str, float]:
+    return {"mean": mean, "low": low, "high": high}
+
+
+def _share(held: Sequence[float], facts: Sequence[str]) -> dict[str, float]:
+    """The share of answers of which something holds. Those about one fact are not taken for independent."""
+    from kochat_trl.desk.evaluation.metrics import accuracy_of
+
+    found = accuracy_of(held, facts)
+    return _named(found["accuracy"], *found["interval"])
 
 
 def hard_pairs() -> dict[str, float]:
     """How often the reward model prefers the right answer to one that is as polite and wrong, on held-out questions."""
     from kochat_trl.desk.evaluation.metrics import scored_pairs, wins
     from kochat_trl.desk.evaluation.scoring import read_rankings, score_rankings
-    from kochat_trl.desk.statistics import share_interval
 
     reward, file = str(OUTPUT / "reward"), str(OUTPUT / "data/kochatgpt_2_RM.hard.jsonl")
-    won = wins(scored_pairs(score_rankings(reward, read_rankings(reward, [file])[0])))
-    return _named(share_interval(won)) | {"n": len(won)}
+    pairs = scored_pairs(score_rankings(reward, read_rankings(reward, [file])[0]))
+    return _share(wins(pairs), [pair.better.text for pair in pairs]) | {"n": len(pairs)}
 
 
 def show(summary: dict[str, Any], samples: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ def examine_machine(args: argparse.Namespace) -> None:
 
     findings = examine(args.tokenizer)
     if args.json:
-        print(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         print_findings(findings, console())
     if any(finding.mark == "problem" for finding in findings):

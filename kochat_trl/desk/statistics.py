@@ -54,11 +54,6 @@ def wilson_interval(successes: float, trials: float) -> tuple[float, float]:
     return max(0.0, min(share, (middle - half) / scale)), min(1.0, max(share, (middle + half) / scale))  # if rounded
 
 
-def share_interval(held: Sequence[float]) -> tuple[float, float, float]:
-    """The share of cases in which something held, each 1 or 0, and the ends of its 95 % interval (Wilson)."""
-    return fmean(held), *wilson_interval(sum(held), len(held))
-
-
 def effective_size(won: Sequence[float], prompts: Sequence[str]) -> float:
     """How many pairs, each of a prompt of its own, would tell as much about the accuracy as these do.
 

@@ -4,7 +4,7 @@ import sys
 from math import comb
 from statistics import NormalDist, stdev
 
-from kochat_trl.desk.statistics import half_interval, mean_interval, share_interval, sign_test, wilson_interval
+from kochat_trl.desk.statistics import half_interval, mean_interval, sign_test, wilson_interval
 
 import pytest
 from scipy.stats import binomtest
@@ -36,12 +36,6 @@ def test_mean_interval_by_hand():
 def test_mean_interval_needs_two_scores():
     with pytest.raises(ValueError, match="at least 2"):
         mean_interval([0.5])
-
-
-def test_a_share_and_its_interval():
-    expected = binomtest(3, 4).proportion_ci(method="wilson")
-    assert share_interval([True, False, True, True]) == pytest.approx((0.75, *expected))
-    assert share_interval([0.0, 0.0]) == pytest.approx((0, 0, binomtest(0, 2).proportion_ci(method="wilson").high))
 
 
 def test_wilson_s_interval_is_scipy_s_at_whole_numbers():

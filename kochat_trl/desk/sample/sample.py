@@ -147,7 +147,8 @@ class Question:
 def make_questions(seed: int) -> tuple[list[Question], list[Question]]:
     """Return (train, held-out) questions; no prompt is in both.
 
-    Held out is a third of the phrasings of each fact: a model that learned the fact from the others can answer them.
+    Held out is a third of the phrasings of each fact, most of them another ending of a question that training has: a
+    model that learned the fact from the others can answer them.
     """
     rng = random.Random(f"{seed}/questions")
     train: list[Question] = []
@@ -238,8 +239,8 @@ def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:
     """Write the sample files into ``directory`` and return their paths by key.
 
     Despite their names the ``.jsonl`` files hold one JSON array each, as KoChatGPT's do. ``rm_hard`` has a pair for
-    each held-out question: the right answer, and one that is as polite and wrong. If any of the files exists already,
-    nothing is written and ``FileExistsError`` names it.
+    each held-out question about a fact: the right answer, and one that is as polite and wrong. If any of the files
+    exists already, nothing is written and ``FileExistsError`` names it.
     """
     paths = {key: directory / name for key, name in _FILE_NAMES.items()}
     for path in filter(Path.exists, paths.values()):
@@ -250,7 +251,8 @@ def write_sample_data(directory: Path, seed: int) -> dict[str, Path]:
         write_records(paths[f"sft{suffix}"], "array", map(completions.sft_record, questions))
         write_records(paths[f"rm{suffix}"], "array", map(completions.ranking_record, questions))
         write_records(paths[f"ppo{suffix}"], "array", ({"prompt": q.prompt} for q in questions))
-    hard = ({"prompt": q.prompt, "chosen": q.full, "rejected": q.wrong} for q in held_out)
+    certain = (q for q in held_out if q.domain != "small_talk")  # where the reply of another intent may do as well
+    hard = ({"prompt": q.prompt, "chosen": q.full, "rejected": q.wrong} for q in certain)
     write_records(paths["rm_hard"], "array", hard)
     text = _pretraining_text(train, random.Random(f"{seed}/text"))
     paths["text"].write_text(text, encoding="utf-8", newline="\n")
@@ -296,7 +298,7 @@ class Judge:
     - ended: the caller says that the model ended the response itself.
     - not_repeating: no word occurs three times, and no two or more characters stand three times in a row.
 
-    An empty response scores 0.
+    An empty response scores 0. The judge reads words, not meaning: it takes a denial of the right answer for it.
     """
 
     def __init__(self, questions: Iterable[Question]) -> None:

@@ -95,7 +95,7 @@ def _told(error: Exception) -> str:
     text = re.sub(r"(['\"])[^'\"]*[/\\][^'\"]*\1|\S*[/\\]\S*", "…", text.replace(home, "/"))
     names = [Path(home).name, platform.node(), *map(os.environ.get, ("USER", "LOGNAME", "USERNAME"))]
     for name in sorted(filter(None, names), key=len, reverse=True):  # a machine is often called after its person
-        text = re.sub(rf"\b{re.escape(name)}\b", "…", text)
+        text = re.sub(rf"\b{re.escape(name)}\b", "…", text, flags=re.IGNORECASE)
     return text
 
 
@@ -211,7 +211,7 @@ def _tokenizer(path: str) -> Results:
         return
     from kochat_trl.models.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(str(Path(cached).parent))  # a folder: nothing is downloaded
+    tokenizer = load_tokenizer(str(Path(cached).parent.resolve()))  # a folder: nothing is downloaded
     tokens = tokenizer.tokenize(CHECK)
     if tokens == CHECK_TOKENS:
         yield "ok", f"kogpt2's, and it reads Korean right: {' '.join(tokens)}", ""

@@ -18,7 +18,7 @@ from kochat_trl.desk.answers.generate import Response, decoding, generate_answer
 from kochat_trl.desk.answers.likeness import bleu, chrf, distinct, rouge_l
 from kochat_trl.desk.evaluation.metrics import accuracy_of
 from kochat_trl.desk.sample.sample import Judge, judge_of
-from kochat_trl.desk.statistics import mean_interval, share_interval
+from kochat_trl.desk.statistics import mean_interval, wilson_interval
 from kochat_trl.desk.workflow.worries import worries
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import load_config, load_policy, positions_of
@@ -234,8 +234,9 @@ def _metrics(rows: Sequence[dict[str, Any]], name: str, ids: Sequence[Sequence[i
         found |= {"rouge_l": rouge_l(texts, references), "references": len(pairs)}
     if "judge" in answers[0]:
         found |= _interval([answer["judge"] for answer in answers], "judge", "judge_low", "judge_high")
-        right = share_interval([answer["right"] for answer in answers])
-        found |= dict(zip(("right", "right_low", "right_high"), right, strict=True))
+        right = sum(answer["right"] for answer in answers)
+        low, high = wilson_interval(right, len(answers))
+        found |= {"right": right / len(answers), "right_low": low, "right_high": high}
         found["polite"] = fmean(answer["polite"] for answer in answers)
     return found
 

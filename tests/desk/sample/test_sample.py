@@ -226,12 +226,12 @@ def test_ranking_is_best_first_by_the_judge(paths, judge, key):
         assert best == 1.0 > middle >= worst, record
         assert len(set(ranked)) == 3, record
         polite_and_wrong += 0.59 < middle < 0.61 or 0.59 < worst < 0.61
-    assert polite_and_wrong > 0.6 * len(load(paths[key]))  # what form alone doesn't tell from the best
+    assert polite_and_wrong > 0.75 * len(load(paths[key]))  # what form alone doesn't tell from the best
 
 
 def test_form_does_not_tell_the_answers_of_a_hard_pair(paths, split, judge):
     pairs = load(paths["rm_hard"])
-    assert [pair["prompt"] for pair in pairs] == [q.prompt for q in split[1]]
+    assert [pair["prompt"] for pair in pairs] == [q.prompt for q in split[1] if q.domain != "small_talk"]
     for pair in pairs:
         right, wrong = (judge.verdict(pair["prompt"], pair[key], True) for key in ("chosen", "rejected"))
         assert all(right.values())

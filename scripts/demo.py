@@ -114,7 +114,9 @@ def show(summary: dict[str, Any], samples: dict[str, Any]) -> None:
         own = sampled[name]
         figures.add_row(name, cell(own["right"]), cell(greedy[name]["right"]), cell(own["polite"]), cell(own, ".2f"))
     console.print(figures)
-    answers = Table("", *MODELS, title="every n-th of them, sampled at temperature 1", show_lines=True)
+    answers = Table(title="every n-th of them, sampled at temperature 1", show_lines=True)
+    for column in ("", *MODELS):
+        answers.add_column(column, overflow="fold")
     for prompt, given in samples.items():
         marks = (Text(f"{'✓' if right else '✗'} {text or '(nothing)'}") for text, right in given.values())
         answers.add_row(prompt, *marks)

@@ -71,7 +71,7 @@ def tiny_base(made_once: Callable[..., Path]) -> str:
     def fill(folder: Path) -> None:
         text = folder / "text.txt"
         text.write_text("\n".join(f"{prompt} {good} {bad}" for prompt, good, bad in PAIRS * 20), encoding="utf-8")
-        run_script("scripts/make_tiny_base.py", "--text", text, "--output", folder / "base", "--steps", 10)
+        run_script("scripts/make_tiny_base.py", "--text", text, "--output", folder / "base", "--steps", 30)
 
     return str(made_once("tiny", fill) / "base")
 

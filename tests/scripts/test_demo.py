@@ -26,13 +26,13 @@ def test_demo_learns(run_command, tmp_path, monkeypatch):
     assert all(score["n"] >= 533 for score in (*judge.values(), *greedy.values()))
     assert judge["base"]["high"] < judge["sft"]["low"]
     assert judge["sft"]["high"] < judge["ppo"]["low"]
-    assert judge["ppo"]["high"] >= 0.8
+    assert judge["ppo"]["mean"] >= 0.8
     # Right answers, which form doesn't give: sampled clearly more than SFT's, greedy no fewer but for noise.
     assert judge["sft"]["right"]["high"] < judge["ppo"]["right"]["low"]
-    assert judge["ppo"]["right"]["high"] >= 0.6
-    assert greedy["ppo"]["right"]["high"] >= 0.75
-    assert greedy["ppo"]["right"]["high"] >= greedy["sft"]["right"]["mean"]
-    assert summary["reward"]["accuracy"] >= 0.85
+    assert judge["ppo"]["right"]["mean"] >= 0.6
+    assert greedy["ppo"]["right"]["mean"] >= 0.75
+    assert greedy["ppo"]["right"]["mean"] >= greedy["sft"]["right"]["mean"] - 0.03  # two standard errors of the gap
+    assert summary["reward"]["accuracy"] >= 0.88
     assert summary["reward"]["hard_pairs"]["mean"] >= 0.85
     assert summary["ppo"]["reward_last"] > summary["ppo"]["reward_first"]
     told = " ".join(done.text.split())

@@ -40,7 +40,9 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():
-        pytest.skip("the real KoChatGPT inputs are not beside this checkout; no licence lets this repository hold them")
+        pytest.skip(
+            "no real KoChatGPT files and kogpt2 tokenizer beside this checkout: they have no licence, or another"
+        )
     return SHARED
 
 

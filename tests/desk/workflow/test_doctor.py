@@ -276,6 +276,7 @@ def test_a_check_that_raises_is_its_own_line_only(monkeypatch, capsys):
         (r"C:\Users\gildong\x is gone", "… is gone"),
         ("of /srv/my home/gildong, no: home", "of … no: home"),
         ("gildong@gildong-laptop refuses gildong1\n/data/x", "…@… refuses gildong1"),
+        ("GILDONG may not", "… may not"),  # Windows takes names in any case
         ("no module named 'kernels'", "no module named 'kernels'"),
         ("", ""),
     ],
@@ -285,6 +286,17 @@ def test_an_error_is_told_without_names_and_paths(message, told, monkeypatch):
     monkeypatch.setenv("USER", "gildong")
     monkeypatch.setattr("platform.node", lambda: "gildong-laptop")
     assert doctor._told(OSError(message)) == f"OSError: {told}"
+
+
+def test_a_folder_named_without_a_path_is_not_told(tmp_path, monkeypatch):
+    folder = tmp_path / "secret_project"
+    folder.mkdir()
+    Tokenizer(models.WordLevel({"[UNK]": 0}, "[UNK]")).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    monkeypatch.chdir(tmp_path)
+    (told,) = [line for line in doctor.examine("secret_project") if line.check == "tokenizer"]
+    assert told.mark == "problem"
+    assert told.found.startswith("UserError: the tokenizer at …")
 
 
 def run_doctor(folder, *words, **variables):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,11 @@ def new_file(path: str | Path) -> Iterator[TextIO]:
             partial.rename(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def name_of_new(stream: TextIO) -> str:
+    """The name under which a file will appear that `new_file` opened; of another stream, its own name."""
+    return re.sub(r"(^|/)\.([^/]*)\.\d+\.partial$", r"\1\2", str(getattr(stream, "name", "")))
 
 
 def refuse_existing(path: str | Path) -> None:

@@ -1,5 +1,6 @@
-"""Write the tables of docs/hardware.md, docs/bases.md and docs/experiments.md.
+"""Write the tables of docs/data.md, docs/hardware.md, docs/bases.md and docs/experiments.md.
 
+    python scripts/tables.py data                         # from the tables of kochat_trl/data/shapes.py
     python scripts/tables.py hardware                     # from shapes alone, and benchmarks/memory.py; half an hour
     python scripts/tables.py bases                        # benchmarks/architectures.py; two minutes
     make demo && python scripts/tables.py experiments     # runs every experiment over three seeds, if not done; an hour
@@ -8,6 +9,7 @@ A table stands between `<!-- NAME -->` and `<!-- end -->` in its document, and i
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -94,6 +96,21 @@ def hardware() -> Iterator[tuple[str, str]]:
     yield "measured", done.stdout.strip()
 
 
+def data() -> Iterator[tuple[str, str]]:
+    """The names of fields, and the shapes that they make."""
+    from kochat_trl.data.shapes import NAMES, SHAPES
+
+    rows = ["| what it is | names |", "| --- | --- |"]
+    rows += [f"| `{role}` | {', '.join(names.split())} |" for role, names in NAMES.items()]
+    yield "names", "\n".join(rows)
+    rows = ["| for | needs | may have | who has it | example |", "| --- |" + " --- |" * 4]
+    for shape in SHAPES:
+        example = json.dumps(shape.example, ensure_ascii=False)
+        needs, may = (" + ".join(roles.split()) for roles in (shape.needs, shape.may))
+        rows.append(f"| {shape.kind} | {needs} | {may.replace(' + ', ', ')} | {shape.owners} | `{example}` |")
+    yield "shapes", "\n".join(rows)
+
+
 def bases() -> Iterator[tuple[str, str]]:
     """The architectures that run."""
     done = subprocess.run(
@@ -124,7 +141,7 @@ def fill(path: Path, name: str, table: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    tables = {"hardware": hardware, "bases": bases, "experiments": experiments}
+    tables = {"data": data, "hardware": hardware, "bases": bases, "experiments": experiments}
     parser.add_argument("document", choices=tables)
     document = parser.parse_args().document
     for name, table in tables[document]():

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import tomllib
 from functools import cache
 from itertools import permutations
@@ -81,6 +82,13 @@ def test_the_table_of_faults_is_the_one_that_clean_uses():
     star = r" (\*)"
     rows = [f"| `{f.name}`{'' if f.default else star} | {f.level} | {f.says} | {f.fix} |" for f in FAULTS.values()]
     assert "\n".join(rows) in (ROOT / "docs/data.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_of_names_and_shapes_are_those_that_are_read_by():
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    tables = runpy.run_path(str(ROOT / "scripts/tables.py"))["data"]
+    for name, table in tables():
+        assert f"<!-- {name} -->\n{table}\n<!-- end -->" in text, f"run: python scripts/tables.py data  ({name})"
 
 
 def test_the_table_of_commands_names_them_all():

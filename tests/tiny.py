@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+from kochat_trl.data.options import ReadingOptions
+from kochat_trl.data.parse import parse
 from kochat_trl.data.readers import read_records
 from kochat_trl.errors import run
 
@@ -25,9 +27,9 @@ PAIRS = [
 ]
 
 
-def parsed(path, parse):
-    """Each record of a file, as `parse` understands it."""
-    return [parse(raw) for raw in read_records(path)]
+def parsed(path, kind, **options):
+    """What a file holds, as records of `kind`."""
+    return [record for raw in read_records(path, ReadingOptions(**options)) for record in parse(raw, kind)]
 
 
 def run_script(path, *arguments):

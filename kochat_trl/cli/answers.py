@@ -2,7 +2,6 @@
 
 import argparse
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from kochat_trl.cli import options as opt
@@ -38,6 +37,7 @@ SAMPLING = (flag("--set", FIELDS, "FIELD=VALUE", nargs="+", default=[]), opt.SEE
     flag("--limit", "only the first N records of --file", "N", type=int),
     flag("--system", "a system message for all prompts, in place of those of --file", "TEXT"),
     *SAMPLING,
+    *opt.READING,
     *opt.BATCHES,
     opt.TRUST,
 )
@@ -60,10 +60,11 @@ def generate_file(args: argparse.Namespace) -> None:
     strategies = {name: gen.decoding(name, args.set) for name in names}
     prompts = [Prompt(text) for text in args.prompt or []]
     if args.file:
-        prompts, invalid = read_prompts(args.file, args.invalid_records == "skip", args.limit)
+        skip = args.invalid_records == "skip"
+        prompts, invalid = read_prompts(args.file, skip, args.limit, opt.reading_options(args))
         opt.list_records(invalid)
     if args.system is not None:
-        prompts = [replace(prompt, system=args.system) for prompt in prompts]
+        prompts = [prompt._replace(system=args.system) for prompt in prompts]
     model, tokenizer = _policy(args)
     if args.compare:
         scorer = None

@@ -3,14 +3,15 @@
 import argparse
 import json
 import sys
-from functools import partial
 from itertools import islice
 from typing import Any
 
 from kochat_trl.cli import options as opt
 from kochat_trl.cli.options import command, console, flag
-from kochat_trl.data.readers import read_parsed, read_records
-from kochat_trl.data.records import RecordError, kind_of, parse
+from kochat_trl.data.parse import kind_of, parse
+from kochat_trl.data.readers import read_records
+from kochat_trl.data.reading import read_as
+from kochat_trl.data.records import RecordError
 from kochat_trl.desk.curation.build import gather_answers, gather_scores, rank_answers, read_prompts, split_file
 from kochat_trl.desk.curation.faults import FAULTS
 from kochat_trl.desk.writers import write_records
@@ -27,6 +28,7 @@ TEMPLATED = "apply the chat template, or leave the texts plain (default: apply)"
     "data check",
     f"kochat data check data/kochatgpt/kochatgpt_3_PPO.jsonl --tokenizer {opt.KOGPT2} --max-length 96",
     flag("files", metavar="FILE", nargs="+"),
+    opt.KIND,
     *opt.READING,
     flag("--tokenizer", "folder or Hub name; counts tokens too", "MODEL"),
     opt.TRUST,
@@ -41,7 +43,7 @@ def check_data(args: argparse.Namespace) -> None:
     from kochat_trl.desk.curation.audit import check_files
     from kochat_trl.desk.curation.view import print_report
 
-    report = check_files(args.files, **_reading(args))
+    report = check_files(args.files, **_auditing(args))
     if args.json:
         print(json.dumps(report.to_json(), ensure_ascii=False, indent=2))
     else:
@@ -54,6 +56,7 @@ def check_data(args: argparse.Namespace) -> None:
     f"kochat data show data/kochatgpt/kochatgpt_2_RM.jsonl --index 3 --tokenizer {opt.KOGPT2}",
     flag("file", metavar="FILE", nargs="?"),
     flag("--index", "record, or first row of the batch, from 0", "N", type=int, default=0),
+    opt.KIND,
     *opt.READING,
     opt.PAIRS,
     flag("--tokenizer", "folder or Hub name; shows tokens, ids and labels", "MODEL"),
@@ -66,20 +69,19 @@ def show_data(args: argparse.Namespace) -> None:
     if (args.file is None) == (args.config is None) or (args.config and not args.stage):
         raise UserError("give either FILE, or --config with --stage")
     from kochat_trl.desk.curation.show import show_batch, show_record
-    from kochat_trl.settings.keys import DataArguments
     from kochat_trl.settings.parse import parse_arguments
 
     if args.config:
         show_batch(args.stage, parse_arguments(args.stage, args.config, []), args.index, console())
         return
-    raws = list(islice(read_records(args.file), args.index + 1))
+    options = opt.data_arguments(args)
+    raws = list(islice(read_records(args.file, options), args.index + 1))
     if len(raws) <= args.index:
         raise UserError(f"{args.file}: there is no record {args.index}: it has {len(raws)}, from 0")
     raw = raws[-1]
-    kind = args.kind or kind_of(raw) or "sft"  # nothing that is known: the error says what is
-    record = parse(raw, kind, args.ranking_order)
-    options = DataArguments(ranking_order=args.ranking_order, pairs=args.pairs)
-    show_record(raw, record, options, opt.tokenizer_of(args.tokenizer), console())
+    records = parse(raw, args.kind or kind_of(raw) or "sft")  # nothing that is known: the error says what is
+    for record in records:
+        show_record(raw.source, record, options, opt.tokenizer_of(args.tokenizer), console())
 
 
 @command(
@@ -87,9 +89,9 @@ def show_data(args: argparse.Namespace) -> None:
     "kochat data convert data/kochatgpt/kochatgpt_2_RM.jsonl --to preference --invalid-records skip "
     "--output outputs/pairs.jsonl",
     FILE,
-    flag("--to", required=True, choices=("sft", "preference", "prompt")),
+    flag("--to", required=True, choices=(*opt.KINDS, "messages")),
     opt.NEW_JSONL,
-    opt.RANKING_ORDER,
+    *opt.READING,
     opt.PAIRS,
     flag("--rank-margins", "give each pair the distance of its ranks", action="store_true"),
     flag("--template", TEMPLATED, action=argparse.BooleanOptionalAction, default=True),
@@ -102,23 +104,28 @@ def convert_data(args: argparse.Namespace) -> None:
 
     sft: prompt and completion (`text` for a dialogue of several exchanges; `messages` without template).
     preference: prompt, chosen, rejected, and the group that pairs of one ranking share. prompt: prompt.
-    Without template, a record with a system message is written as lists of messages under the same names.
+    kto: prompt, completion, label; of a ranking the best answer is true, the others are false. messages: SFT's, as
+    lists of messages without template. Without template, a record with a system message or several turns is written as
+    lists of messages under the same names.
     """
     from kochat_trl.desk.curation.convert import template_tokenizer, text_rows
-    from kochat_trl.settings.keys import DataArguments
 
     refuse_existing(args.output)
-    options = DataArguments(ranking_order=args.ranking_order, pairs=args.pairs, rank_margins=args.rank_margins)
+    options = opt.data_arguments(args)
     tokenizer = (opt.tokenizer_of(args.tokenizer) or template_tokenizer()) if args.template else None
     invalid: list[RecordError] = []
     records = 0
 
     def rows() -> Any:
         nonlocal records
-        read = partial(parse, kind=args.to, order=options.ranking_order)
-        for source, record in read_parsed([args.file], read, invalid, args.invalid_records == "skip"):
+        kind: Any = "sft" if args.to == "messages" else args.to
+        skip = args.invalid_records == "skip"
+        for source, record in read_as(kind, [args.file], invalid, options=options, skip_invalid=skip):
             records += 1
-            yield from text_rows(record, source.index, options, tokenizer)
+            if args.to == "messages":
+                yield {"messages": record.messages}
+            else:
+                yield from text_rows(record, source.index, options, tokenizer)
 
     written = write_records(args.output, "lines", rows())
     opt.list_records(invalid)
@@ -129,9 +136,10 @@ def convert_data(args: argparse.Namespace) -> None:
     "data clean",
     "kochat data clean data/kochatgpt/kochatgpt_3_PPO.jsonl --output outputs/clean_prompts.jsonl",
     FILE,
-    flag("--output", "a new file, in KoChatGPT's shape", "OUT", required=True),
+    flag("--output", "a new file, in the shape of FILE", "OUT", required=True),
     flag("--report", "a new file (default: OUT.report.jsonl)", "REPORT.jsonl"),
     flag("--fix", "apply these fixes only", "NAME", nargs="+"),
+    opt.KIND,
     *opt.READING,
     flag("--tokenizer", "for the fixes that look at tokens", "MODEL"),
     opt.TRUST,
@@ -140,12 +148,12 @@ def convert_data(args: argparse.Namespace) -> None:
     epilog=f"fixes, all applied unless --fix names some; (*) only if named:\n{FIXES}\n\n",
 )
 def clean_data(args: argparse.Namespace) -> None:
-    """Mend or drop faulty records: writes a new file in KoChatGPT's shape, and a report of every change."""
+    """Mend or drop faulty records: writes a new file in the same shape, and a report of every change."""
     from kochat_trl.desk.curation.clean import clean_file
     from kochat_trl.desk.curation.view import print_summary
 
     report = args.report or f"{args.output}.report.jsonl"
-    settings = {"report": report, "fixes": args.fix, "against": args.against} | _reading(args)
+    settings = {"report": report, "fixes": args.fix, "against": args.against} | _auditing(args)
     print_summary(clean_file(args.file, args.output, **settings), console())
     print(f"Written to {args.output}; what was changed or dropped is in {report}.")
 
@@ -155,12 +163,14 @@ def clean_data(args: argparse.Namespace) -> None:
     "kochat data prompts data/kochatgpt/kochatgpt_1_SFT.jsonl --output outputs/prompts.jsonl",
     FILE,
     opt.NEW_JSONL,
+    *opt.READING,
     opt.INVALID_RECORDS,
 )
 def make_prompts(args: argparse.Namespace) -> None:
     """Make a file of PPO prompts from the prompts of any data file, such as the SFT file or a seed file."""
     refuse_existing(args.output)
-    prompts, invalid = read_prompts(args.file, args.invalid_records == "skip")
+    skip = args.invalid_records == "skip"
+    prompts, invalid = read_prompts(args.file, skip, options=opt.reading_options(args))
     write_records(args.output, "array", (prompt.fields for prompt in prompts))
     opt.list_records(invalid)
     print(f"{len(prompts)} prompts, written to {args.output}.")
@@ -178,6 +188,7 @@ def make_prompts(args: argparse.Namespace) -> None:
     flag("--max-new-tokens", "of an answer (default: 64)", "N", type=int, default=64),
     flag("--temperature", "0 is greedy (default: 1)", "T", type=float, default=1.0),
     flag("--seed", "of the answers and of the completions' order (default: 0)", type=int, default=0),
+    *opt.READING,
     opt.INVALID_RECORDS,
     opt.TRUST,
 )
@@ -186,7 +197,8 @@ def make_rankings(args: argparse.Namespace) -> None:
     refuse_existing(args.output)
     if len(args.sources) < 2:
         raise UserError("a ranking takes two --sources or more")
-    prompts, invalid = read_prompts(args.file, args.invalid_records == "skip", args.limit)
+    skip = args.invalid_records == "skip"
+    prompts, invalid = read_prompts(args.file, skip, args.limit, opt.reading_options(args))
     settings = (args.max_new_tokens, args.temperature)
     answers = [gather_answers(source, prompts, *settings, args.seed + i) for i, source in enumerate(args.sources)]
     scores = gather_scores(args.reward_model, prompts, answers) if args.reward_model else None
@@ -208,14 +220,17 @@ def make_rankings(args: argparse.Namespace) -> None:
     flag("--train", "a new file", "OUT", required=True),
     flag("--held-out", "a new file", "OUT", required=True),
     flag("--fraction", "of the records to hold out (default: 0.1)", type=float, default=0.1),
+    *opt.READING,
     opt.SEED,
 )
 def split_data(args: argparse.Namespace) -> None:
     """Split a data file in two by a seed; records with the same prompt stay together."""
-    train, held_out = split_file(args.file, args.train, args.held_out, args.fraction, args.seed)
+    train, held_out = split_file(
+        args.file, args.train, args.held_out, args.fraction, args.seed, opt.reading_options(args)
+    )
     print(f"{train} records, written to {args.train}; {held_out}, written to {args.held_out}.")
 
 
-def _reading(args: argparse.Namespace) -> dict[str, Any]:
-    found = {"kind": args.kind, "order": args.ranking_order, "max_length": args.max_length}
+def _auditing(args: argparse.Namespace) -> dict[str, Any]:
+    found = {"kind": args.kind, "options": opt.reading_options(args), "max_length": args.max_length}
     return found | {"tokenizer": opt.tokenizer_of(args.tokenizer)}

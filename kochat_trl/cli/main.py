@@ -1,6 +1,7 @@
 """`kochat`: the commands beside the recipes, each in the file of its group."""
 
 import argparse
+import logging
 
 from kochat_trl.cli import answers, data, reward, workflow  # noqa: F401  # their commands add themselves
 from kochat_trl.cli.options import COMMANDS
@@ -16,6 +17,8 @@ GROUPS = {
 def main() -> None:
     """The entry point of `kochat`."""
     arguments = make_parser().parse_args()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("kochat_trl.data").setLevel(logging.INFO)  # what a file was taken for, and what isn't read
     if getattr(arguments, "trust_remote_code", False):
         allow_remote_code("--trust-remote-code")
     run(lambda: arguments.command(arguments))

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from kochat_trl.data.options import ReadingOptions
 from kochat_trl.data.records import RecordError
+from kochat_trl.errors import UserError
 
 KOGPT2 = "skt/kogpt2-base-v2"
 
@@ -58,11 +60,19 @@ def choice(name: str, help: str, *choices: str) -> Flag:
     return flag(name, help, choices=choices, default=choices[0])
 
 
-KINDS = ("sft", "preference", "prompt")
+KINDS = ("sft", "preference", "prompt", "kto")
 KIND = flag("--kind", "what the records are; told from their fields unless given", choices=KINDS)
+MAP = "what columns are, such as question=prompt 답=completion note=ignore; `a.b` is a field of a field"
+LABELS = "SFT on answers labelled true or false: refuse them (default), or take the true ones"
 ORDERS = "how `ranking` is read: completion indices, best first (default), or the rank of each completion"
 RANKING_ORDER = choice("--ranking-order", ORDERS, "best_first", "rank_of")
-READING = (KIND, RANKING_ORDER)
+READING = (  # the fields of `ReadingOptions`
+    flag("--map", MAP, "COLUMN=WHAT", nargs="+", default=[]),
+    flag("--encoding", "of text files, such as cp949 (default: utf-8)", default="utf-8"),
+    flag("--plain-text", "read a prompt a line, whatever the file looks like", action="store_true"),
+    choice("--labels", LABELS, "refuse", "true_only"),
+    RANKING_ORDER,
+)
 PAIRS = choice("--pairs", "which pairs of a ranking (default: all)", "all", "best_vs_rest", "adjacent")
 FATES = "refuse broken records (default), or leave them out and list them"
 INVALID_RECORDS = choice("--invalid-records", FATES, "error", "skip")
@@ -76,6 +86,28 @@ TRUST = flag(
     "--trust-remote-code", "run code that comes with the model; only if you trust who made it", action="store_true"
 )
 NEW_JSONL = flag("--output", "a new file", "OUT.jsonl", required=True)
+
+
+def reading_options(args: argparse.Namespace) -> ReadingOptions:
+    """What the flags of `READING` say."""
+    return ReadingOptions(**_reading(args))
+
+
+def data_arguments(args: argparse.Namespace) -> Any:
+    """What the flags say of how records become rows: those of `READING`, and others that a command may have."""
+    from kochat_trl.settings.keys import DataArguments
+
+    others = ("invalid_records", "overlong", "pairs", "rank_margins")
+    return DataArguments(**_reading(args), **{name: getattr(args, name) for name in others if hasattr(args, name)})
+
+
+def _reading(args: argparse.Namespace) -> dict[str, Any]:
+    columns = dict(pair.rpartition("=")[::2] for pair in args.map)
+    for pair in args.map:
+        if "=" not in pair:
+            raise UserError(f"--map: found {pair!r}, expected COLUMN=WHAT, such as question=prompt")
+    names = ("encoding", "plain_text", "labels", "ranking_order")
+    return {"columns": columns} | {name: getattr(args, name) for name in names}
 
 
 def list_records(errors: Iterable[RecordError], fate: str = "left out") -> None:

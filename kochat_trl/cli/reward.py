@@ -25,7 +25,7 @@ FITTING = (
     "kochat reward eval outputs/kogpt2/reward outputs/rm_held_out.jsonl",
     MODEL,
     flag("files", "rankings or pairs that it was not trained on", "FILE", nargs="+"),
-    opt.RANKING_ORDER,
+    *opt.READING,
     flag("--output", "for the two files (default: MODEL/evaluation)", "DIR"),
     *FITTING,
     *opt.BATCHES,
@@ -41,7 +41,7 @@ def evaluate_reward(args: argparse.Namespace) -> None:
     model is as often right as it is sure.
     """
     from kochat_trl.desk.evaluation.metrics import agreement, evaluate
-    from kochat_trl.desk.evaluation.scoring import Reading, read_rankings, score_rankings
+    from kochat_trl.desk.evaluation.scoring import read_rankings, score_rankings
     from kochat_trl.desk.evaluation.view import output_files, print_evaluation, write_evaluation
     from kochat_trl.reward.score import LOADING
 
@@ -49,8 +49,7 @@ def evaluate_reward(args: argparse.Namespace) -> None:
         raise UserError(f"{args.model} is not a local folder: say with --output where to write")
     folder = args.output or Path(args.model) / "evaluation"
     output_files(folder)
-    reading = Reading(args.ranking_order, args.invalid_records == "skip", args.overlong, args.max_length)
-    rankings, report = read_rankings(args.model, args.files, reading)
+    rankings, report = read_rankings(args.model, args.files, opt.data_arguments(args), args.max_length)
     print(report, end="", file=sys.stderr)
     loadings = dict.fromkeys([args.loading, *(LOADING if args.compare_quantized else [])])
     scored = {name: score_rankings(args.model, rankings, name, args.batch_size) for name in loadings}
@@ -71,7 +70,7 @@ def evaluate_reward(args: argparse.Namespace) -> None:
     MODEL,
     flag("file", "prompts with answers, dialogues, rankings or pairs", "FILE"),
     opt.NEW_JSONL,
-    opt.RANKING_ORDER,
+    *opt.READING,
     *FITTING,
     *opt.BATCHES,
     opt.TRUST,
@@ -82,11 +81,10 @@ def score_file(args: argparse.Namespace) -> None:
     An answer of a ranking has its rank too, 0 for the best, null if it has none. A dialogue of several exchanges has
     messages, and the score of the whole.
     """
-    from kochat_trl.desk.evaluation.scoring import Reading, read_answers, score_texts
+    from kochat_trl.desk.evaluation.scoring import read_answers, score_texts
 
     refuse_existing(args.output)
-    reading = Reading(args.ranking_order, args.invalid_records == "skip", args.overlong, args.max_length)
-    texts, report = read_answers(args.model, args.file, reading)
+    texts, report = read_answers(args.model, args.file, opt.data_arguments(args), args.max_length)
     print(report, end="", file=sys.stderr)
     rows = score_texts(args.model, texts, args.loading, args.batch_size)
     written = write_records(args.output, "lines", rows)

@@ -5,6 +5,7 @@ best and completion 1 the worst. KoChatGPT's own trainer reads it as "rank of co
 turns 4 of the 18 pairs over the six permutations of three upside down (docs/data.md has the table).
 """
 
+import re
 from itertools import combinations, permutations
 from typing import Any, Literal, NamedTuple
 
@@ -47,6 +48,30 @@ def ranking_tiers(ranking: Any, count: int, order: RankingOrder = "best_first") 
     return tuple(map(tuple, tiers))
 
 
+def counted_from_0(ranking: Any, count: int) -> tuple[Any, int | None]:
+    """`ranking` as numbers from 0, and what it counts from: 0, 1, or None where its numbers can't tell.
+
+    It may be a text, "2,1,0" or "2 > 1 > 0", or have its numbers as texts. It counts from 1 if it names all of
+    1 … `count`, and from 0 if it names 0.
+    """
+    if isinstance(ranking, list) and 0 in ranking:
+        return ranking, 0
+    if isinstance(ranking, str):
+        listed = ranking.strip().strip("[]()")
+        parts = [part.strip() for part in re.split("[,>]", listed)] if re.search("[,>]", listed) else listed.split()
+        if len(parts) > 1 and all(map(str.isdecimal, parts)):
+            ranking = parts
+    if not isinstance(ranking, list):
+        return ranking, None
+    numbers = [[*map(_number, tier)] if isinstance(tier, list) else _number(tier) for tier in ranking]
+    named = [i for tier in numbers for i in (tier if isinstance(tier, list) else [tier])]
+    if not all(map(_is_index, named)):
+        return numbers, None
+    if sorted(named) != list(range(1, count + 1)):
+        return numbers, 0 if 0 in named else None
+    return [[i - 1 for i in tier] if isinstance(tier, list) else tier - 1 for tier in numbers], 1
+
+
 def tier_pairs(tiers: Tiers, pairs: Pairs = "all") -> list[Pair]:
     """The pairs that `tiers` gives, best first; tied completions give none.
 
@@ -69,6 +94,10 @@ def disputed(ranking: list[Any], count: int) -> list[tuple[int, int]]:
         return []
     place = ranking.index
     return [(i, j) for i, j in permutations(range(count), 2) if place(i) < place(j) and ranking[i] > ranking[j]]
+
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and len(value) < 9 and value.strip().isdecimal() else value
 
 
 def _is_index(value: Any) -> bool:

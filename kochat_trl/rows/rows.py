@@ -11,24 +11,22 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.data.readers import read_parsed
+from kochat_trl.data.reading import read_as
 from kochat_trl.data.records import (
     BrokenRecordsError,
     Described,
     Dialogue,
-    Kind,
     Prompt,
     Ranking,
     Record,
     RecordError,
     Source,
-    parse,
     summarize,
 )
+from kochat_trl.data.shapes import Kind
 from kochat_trl.errors import UserError
 from kochat_trl.files import full_disk_told
 from kochat_trl.models import template
@@ -38,6 +36,7 @@ from kochat_trl.settings.parse import Arguments
 
 from datasets import Dataset
 from datasets.config import HF_DATASETS_CACHE
+from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -80,9 +79,9 @@ def build_dataset(
 ) -> tuple[Dataset, DataReport]:
     """Read `files` into the tokenized dataset of a stage, and what became of the records that don't fit.
 
-    A record is one row. Columns: `input_ids`, `labels` (SFT); `completion_ids`, the ids of prompt + completion for each
-    ranked completion, `ranks`, 0 for the best and equal for a tie, and `length`, the longest of them (reward);
-    `input_ids` (PPO). `max_length` counts the tokens of a sequence.
+    A record is one row, and one for each of its examples. Columns: `input_ids`, `labels` (SFT); `completion_ids`, the
+    ids of prompt + completion for each ranked completion, `ranks`, 0 for the best and equal for a tie, and `length`,
+    the longest of them (reward); `input_ids` (PPO). `max_length` counts the tokens of a sequence.
 
     Tokenized rows are cached on disk by `datasets`, under a hash of the records, the tokenizer and this module.
 
@@ -91,11 +90,11 @@ def build_dataset(
     """
     options = options or DataArguments()
     kind, report = KINDS[stage], DataReport()
-    read = partial(parse, kind=kind, order=options.ranking_order)
-    parsed = list(read_parsed(files, read, report.left_out, options.invalid_records == "skip"))
+    skip = options.invalid_records == "skip"
+    parsed = list(read_as(kind, files, report.left_out, options=options, skip_invalid=skip))
     records: list[Record] = [record for _, record in parsed]
     if not records:
-        raise UserError(f"no {kind} record in {', '.join(files)}")
+        raise UserError(f"no {kind} record in {', '.join(files)}\n{summarize(report.left_out)}".strip())
 
     dataset = _tokenize(records, stage, tokenizer, max_length, options.overlong)
     usable = list(dataset["usable"])
@@ -141,8 +140,11 @@ def _tokenize(
     state = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map
     for part in (stage, limit, overlong, state, *records):
         key.update(repr(part).encode("utf-8", "surrogatepass"))
-    with full_disk_told(HF_DATASETS_CACHE):
-        return Dataset.from_generator(rows, fingerprint=key.hexdigest()[:32])
+    try:
+        with full_disk_told(HF_DATASETS_CACHE):
+            return Dataset.from_generator(rows, fingerprint=key.hexdigest()[:32])
+    except DatasetGenerationError as error:
+        raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
 
 
 def _sft_rows(

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kochat_trl.data.rankings import Pairs, RankingOrder
+from kochat_trl.data.options import ReadingOptions
+from kochat_trl.data.rankings import Pairs
 
 from trl import ModelConfig
 
@@ -27,7 +28,7 @@ UNUSED: dict[Stage, set[str]] = {
 
 
 @dataclass(kw_only=True)
-class DataArguments:
+class DataArguments(ReadingOptions):
     """How records become rows."""
 
     invalid_records: Literal["error", "skip"] = field(
@@ -40,10 +41,6 @@ class DataArguments:
             "cut it (an answer at its end, a prompt at its start, inside the template) or leave it out. Either is "
             "listed in data_report.txt."
         },
-    )
-    ranking_order: RankingOrder = field(
-        default="best_first",
-        metadata={"help": "How `ranking` is read: indices, best first, or (KoChatGPT's trainer) ranks by index."},
     )
     pairs: Pairs = field(default="all", metadata={"help": "Which pairs of a ranking to train on."})
     rank_margins: bool = field(

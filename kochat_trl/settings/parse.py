@@ -12,6 +12,7 @@ import types
 import typing
 from dataclasses import dataclass, fields
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NoReturn
@@ -65,7 +66,7 @@ def parse_arguments(stage: Stage, default_config: str, argv: list[str]) -> Argum
     parser, path, resolved, given = _resolve(stage, default_config, argv)
     try:
         training, model, recipe = parser.parse_dict(dict(resolved))
-    except (ValueError, ImportError) as error:  # raised by the classes' own checks
+    except (ValueError, ImportError, UserError) as error:  # raised by the classes' own checks
         raise UserError(f"{path}: {error}") from None
     return Arguments(training, model, recipe, resolved, given)
 
@@ -98,6 +99,9 @@ def _resolve(stage: Stage, default_config: str, argv: list[str]) -> tuple[_Parse
     hints = {name: hint for c in classes for name, hint in typing.get_type_hints(c).items()}
     actions = {action.dest: action for action in parser._actions if action.dest in hints}
     known = set(actions)
+    for key, action in actions.items():
+        if typing.get_origin(hints[key]) is dict:
+            action.type = partial(_mapping, key, hints[key])
     values = {}
     for key, (value, where) in read_config(Path(path), stage).items():
         if key not in known:
@@ -231,6 +235,11 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     raise UserError(f"{where}: found {value!r}, expected {_describe(branches)}")
 
 
+def _mapping(key: str, hint: Any, text: str) -> Any:
+    """A flag's value as a file would have it: `{a: b}`."""
+    return _checked(yaml.safe_load(text), hint, f"command line: --{key}")
+
+
 def _is_union(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
@@ -242,7 +251,9 @@ def _is_a(value: Any, hint: Any) -> bool:
     if origin is list:
         return isinstance(value, list) and all(_is_a(item, arguments[0]) for item in value)
     if origin is dict:
-        return isinstance(value, dict)
+        return isinstance(value, dict) and all(
+            _is_a(key, arguments[0]) and _is_a(item, arguments[1]) for key, item in value.items()
+        )
     if isinstance(hint, type) and issubclass(hint, Enum):
         return value in [member.value for member in hint]
     if hint in (int, float):

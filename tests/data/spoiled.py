@@ -10,8 +10,10 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
+from kochat_trl.data import shapes
 from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS
-from kochat_trl.data.records import Turns, Unreadable
+from kochat_trl.data.records import Unreadable
+from tests.data.foreign import FOREIGN
 
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ TEXTS = [
     "안녕하세요",
     "불고기용 고기 한우에요?",
     "서울입니다.\n네.",
-    "a",
+    "b",
     "ㅋㅋ 😀",
     "\u1112\u1161\u11ab 글",
     "'",
@@ -39,6 +41,9 @@ def some_record(rng: random.Random) -> dict[str, Any]:
     one, two = text(rng), text(rng)
     count = rng.randrange(2, 5)
     ranking = rng.sample(range(count), count)
+    if rng.random() < 0.5:
+        foreign = rng.choice(list(FOREIGN.values()))
+        return with_other_texts(rng, rng.choice(foreign.records))
     return rng.choice(
         [
             {"prompt": one, "completion": two, "tokens": 9},
@@ -50,6 +55,16 @@ def some_record(rng: random.Random) -> dict[str, Any]:
             {"Q": one, "A": two, "label": 0},
         ]
     )
+
+
+def with_other_texts(rng: random.Random, value: Any, name: str = "") -> Any:
+    """A record with other texts in some places; speakers and the like stay what they are."""
+    if isinstance(value, dict):
+        return {key: with_other_texts(rng, inner, key) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [with_other_texts(rng, inner, name) for inner in value]
+    kept = not isinstance(value, str) or name in ("role", "from", "type", "winner", "ranking", "label")
+    return value if kept or rng.random() < 0.5 else text(rng)
 
 
 def array(rng: random.Random, records: list[Any]) -> str:
@@ -78,11 +93,38 @@ def table(rng: random.Random, records: list[Any]) -> str:
     return stream.getvalue()
 
 
+def objects(rng: random.Random, records: list[Any]) -> str:
+    """One after the other: the first one over several lines, or two in its line."""
+    texts = [json.dumps(record, indent=rng.choice([None, 1]), ensure_ascii=False) for record in records]
+    between = rng.choice(["", " ", "\n", "\r\n", "\n\n"])
+    if len(texts) > 1 and rng.random() < 0.5:
+        return texts[0].replace("\n", " ") + " " + texts[1].replace("\n", " ") + between + between.join(texts[2:])
+    return json.dumps(records[0], indent=2, ensure_ascii=False) + between + between.join(texts[1:])
+
+
+def held(rng: random.Random, records: list[Any]) -> str:
+    """One object with a list of the records, in any layout."""
+    beside = {"버전": "1.0", "목록": [], "이름": {"a": [1]}}
+    names = rng.sample(["버전", "목록", "이름", "data"], 4)[: rng.randrange(1, 5)]
+    whole = {name: records if name == "data" else beside[name] for name in [*names, "data"]}
+    return json.dumps(whole, indent=rng.choice([None, 0, 2]), ensure_ascii=False)
+
+
+def korean_table(rng: random.Random, records: list[Any]) -> str:
+    """By tabs or commas, with an index or without."""
+    stream = io.StringIO(newline="")
+    index = rng.choice([[], [""], ["Unnamed: 0"]])
+    rows = [[*index, "질문", "답 변", "출처"], *([*(index and ["0"]), text(rng), text(rng), "0"] for _ in records)]
+    csv.writer(stream, delimiter=rng.choice("\t,"), lineterminator=rng.choice(["\n", "\r\n"])).writerows(rows)
+    return stream.getvalue()
+
+
 def prompts(rng: random.Random, records: list[Any]) -> str:
     return "".join(text(rng).replace("\n", " ") + rng.choice(["\n", "\n", "\r\n"]) for _ in records)
 
 
 SHAPES = {"array": array, "lines": json_lines, "dialogues": dialogues, "csv": table, "text": prompts}
+SHAPES |= {"objects": objects, "object": held, "csv ": korean_table}
 
 # --- What goes wrong with them ------------------------------------------------------------------
 
@@ -111,16 +153,21 @@ TOKENS = [
 
 
 def spoil_value(rng: random.Random, records: list[Any]) -> None:
-    """Put a wrong value into a field of one record, leave the field out, or put it in the place of the record."""
+    """Put a wrong value into one record, at any depth, leave a field out, or put it in the place of the record."""
     i = rng.randrange(len(records))
     value = f"@{rng.randrange(len(VALUES))}@"  # what stands for a value that `json` wouldn't write
     if not isinstance(records[i], dict) or rng.random() < 0.1:
         records[i] = value
         return
-    name = rng.choice([*records[i], *["ranking"] * 3, "completion_2", "messages", "input", "x"])
-    records[i][name] = value
+    place = records[i]
+    while rng.random() < 0.6:
+        items = place.values() if isinstance(place, dict) else place
+        place = rng.choice([item for item in items if item and isinstance(item, dict | list)] or [place])
+    names = ["ranking", "completion_2", "messages", "input", "x", "label", "history", "scores", "system"]
+    name = rng.choice([*place, *names] if isinstance(place, dict) else range(len(place)))
+    place[name] = value
     if rng.random() < 0.2:
-        del records[i][name]
+        del place[name]
 
 
 def put_values(content: str) -> str:
@@ -165,6 +212,25 @@ def spoil_bytes(rng: random.Random, data: bytes) -> bytes:
     )()
 
 
+def spoil_binary(rng: random.Random, data: bytes) -> bytes:
+    """One of the accidents that happen to files that aren't opened in an editor."""
+    start, end = sorted(rng.randrange(len(data) + 1) for _ in range(2))
+    few = data[start : start + rng.randrange(1, 9)]
+    return rng.choice(
+        [
+            lambda: data[:end],
+            lambda: data[start:],
+            lambda: data[:start] + data[end:],
+            lambda: data + data,
+            lambda: data[:start] + rng.randbytes(len(few)) + data[start + len(few) :],
+            lambda: data[:start] + bytes(byte ^ 1 << rng.randrange(8) for byte in few) + data[start + len(few) :],
+            lambda: data[:start] + bytes(end - start) + data[end:],
+            lambda: data.replace(b"\n", b"\r\n"),
+            lambda: data.decode("utf-8", errors="replace").encode(),
+        ]
+    )()
+
+
 @dataclass(frozen=True)
 class Input:
     """The bytes of a file. Where nothing was done to them, also what they are, and how many records they hold."""
@@ -177,7 +243,7 @@ class Input:
 def some_file(rng: random.Random, accidents: int) -> Input:
     shape = rng.choice(list(SHAPES))
     records: list[Any] = [some_record(rng) for _ in range(rng.randrange(1, 6))]
-    values = rng.choice([0, 0, 1, 3]) if shape in ("array", "lines") else 0
+    values = rng.choice([0, 0, 1, 3]) if shape in ("array", "lines", "objects", "object") else 0
     for _ in range(values):
         spoil_value(rng, records)
     data = put_values(SHAPES[shape](rng, records)).encode()
@@ -189,7 +255,7 @@ def some_file(rng: random.Random, accidents: int) -> Input:
         data = gzip.compress(data, 1, mtime=0)
         if rng.random() < 0.5:
             return Input(spoil_bytes(rng, data))
-    return Input(data) if values or accidents else Input(data, shape, len(records))
+    return Input(data) if values or accidents else Input(data, shape.strip(), len(records))
 
 
 SPOILED = st.builds(some_file, st.randoms(use_true_random=True), st.sampled_from([0, 1, 1, 2, 4]))
@@ -230,10 +296,29 @@ def json_value(content: str) -> Any:
         return TOO_DEEP
 
 
-def rows_of(content: str) -> list[list[str]] | None:
-    """The rows of a CSV file from its header on; None if it isn't strict CSV."""
+def objects_of(content: str) -> Any:
+    """The objects that a text is made of; None if it isn't made of whole ones."""
+    found = []
+    while content := content.lstrip(" \t\r\n"):
+        try:
+            _, end = json.JSONDecoder().raw_decode(content)
+        except ValueError:
+            return None
+        except RecursionError:
+            return TOO_DEEP
+        value = json_value(content[:end])
+        if value is TOO_DEEP or not isinstance(value, dict):
+            return TOO_DEEP if value is TOO_DEEP else None
+        found.append(value)
+        content = content[end:]
+    return found
+
+
+def rows_of(content: str, delimiter: str) -> list[list[str]] | None:
+    """The rows of a table from its header on; None if it isn't strict CSV."""
     try:
-        rows = [row for row in csv.reader(io.StringIO(content, newline="\n"), strict=True) if row]
+        stream = io.StringIO(content, newline="\n")
+        rows = [row for row in csv.reader(stream, delimiter=delimiter, strict=True) if row]
     except csv.Error:
         return None
     while rows and not "".join(rows[0]).strip():
@@ -241,7 +326,7 @@ def rows_of(content: str) -> list[list[str]] | None:
     return rows
 
 
-def expected_fields(shape: str, content: str) -> list[Any] | None:
+def expected_fields(shape: str, content: str, delimiter: str = ",") -> list[Any] | None:
     """What the records of a file must be; None if it isn't whole, so that reading it must end in an error.
 
     Raises `LookupError` where this can't tell.
@@ -256,17 +341,30 @@ def expected_fields(shape: str, content: str) -> list[Any] | None:
         return value if isinstance(value, list) else None
     if shape == "lines":
         return [json_value(line) for line in lines if line.strip(" \t\r\n")]
+    if shape == "objects":
+        found = objects_of(content)
+        if found is TOO_DEEP:
+            raise LookupError
+        return found
+    if shape == "object":
+        value = json_value(content)
+        lists = [field for field in value.values() if field and isinstance(field, list) and is_records(field)]
+        return lists[0] if len(lists) == 1 and not shapes.knows(value) else None
     if shape == "text":
         return [{"prompt": line.rstrip("\r\n")} for line in lines]
     if shape == "csv":
-        rows = rows_of(content)
+        rows = rows_of(content, delimiter)
         if rows is None:
             raise LookupError  # a row may be broken by itself, or for good
         header = [cell.strip() for cell in rows[0]]
-        named = all(re.fullmatch(r"\w+", cell) for cell in header) and len(set(header)) == len(header)
-        if not named or not {"prompt", "instruction", "Q"}.intersection(header):
+        width = len(header)
+        without = [i for i, cell in enumerate(header) if cell == "Unnamed: 0" or (i == 0 and not cell)]
+        names = [cell for i, cell in enumerate(header) if i not in without]
+        named = all(re.fullmatch(r"[\w .()\[\]-]{1,40}", cell) for cell in names) and len(set(names)) == len(names)
+        if not named or not shapes.knows(names):
             return None
-        return [dict(zip(header, row, strict=True)) if len(row) == len(header) else BROKEN for row in rows[1:]]
+        cells = [[cell for i, cell in enumerate(row) if i not in without] if len(row) == width else [] for row in rows]
+        return [dict(zip(names, row, strict=True)) if row else BROKEN for row in cells[1:]]
     assert shape == "dialogues"
     found: list[Any] = []
     for line in map(str.strip, lines):
@@ -279,14 +377,14 @@ def expected_fields(shape: str, content: str) -> list[Any] | None:
             found[-1].append(turn[0][:-1])
         elif line and not found[-1]:
             return None
-    return found
+    return list(map(tuple, found))
 
 
 def is_as_expected(fields: Any, expected: Any) -> bool:
     if expected in (BROKEN, TOO_DEEP) or isinstance(fields, Unreadable):
         return expected is TOO_DEEP or (isinstance(fields, Unreadable) and expected is BROKEN)
-    if isinstance(fields, Turns):
-        return [speaker for speaker, _ in fields] == expected
+    if isinstance(expected, tuple):  # the speakers of a dialogue
+        return tuple(message["role"] for message in fields["messages"]) == expected
     return fields == expected
 
 

@@ -5,77 +5,42 @@ import gzip
 import io
 import json
 import re
-import tracemalloc
-import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from kochat_trl.data import readers
-from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS, FileFormat, file_format, read_records, shape_of
-from kochat_trl.data.records import Turns, Unreadable
-from kochat_trl.desk.writers import write_records
+from kochat_trl.data.formats import json_text
+from kochat_trl.data.formats.beginning import Beginning
+from kochat_trl.data.formats.formats import tell
+from kochat_trl.data.options import DEFAULTS
+from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS, FileFormat, file_format, read_records
+from kochat_trl.data.records import Unreadable
 from kochat_trl.errors import UserError
+from tests.data.files import (
+    ARRAYS,
+    BLANKS,
+    FIELDS,
+    FIXED,
+    HALVES,
+    LAYOUTS,
+    LF_LAYOUTS,
+    NFD,
+    PIECES,
+    PLAIN,
+    TEXTS,
+    Layout,
+    dialogue,
+    fields_read,
+    line_after,
+    lines_read,
+    peak_of_reading,
+    texts_of,
+    until_error,
+    written,
+)
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
-
-FIXED = settings(max_examples=100, deadline=None, derandomize=True, database=None)  # the same examples in each run
-
-# --- Texts that a careless reader trips over ----------------------------------------------------
-
-NFD = unicodedata.normalize("NFD", "한국어")
-PIECES = [
-    *('"', '""', "'", "\\", "\\n", "\\u0000", '\\"', ",", ":", "[", "]", "{", "}", '", "completion": "', " ", "Q,A"),
-    *("\0", "\x1a", "\x1b", "\x7f", "\t", "\r", "\n", "\r\n", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029", "\ufeff"),
-    *("\xa0", "\u3000", "\u200b", "\ufffd", "\uffff", "\U0001f600", "\U0010ffff", "가", NFD, "ㅋㅋ", DIALOGUE_START),
-    *(f"{speaker}:" for speaker in SPEAKERS),
-    *(f"가\n {begins_turn}" for begins_turn in (DIALOGUE_START, "<사람>:")),
-]
-HALVES = ["\ud800", "\udbff", "\udc00", "\udfff", "\ude00가"]  # lone surrogates: only JSON's escapes can tell them
-
-
-def texts_of(pieces: list[str], forbidden: str = "") -> st.SearchStrategy[str]:
-    anything = st.characters(exclude_categories=["Cs"], exclude_characters=forbidden)
-    pieces = [piece for piece in pieces if not set(piece) & set(forbidden)]
-    return st.lists(st.sampled_from(pieces) | st.text(anything, max_size=4), max_size=6).map("".join)
-
-
-TEXTS = texts_of(PIECES)
-# Two escaped halves in a row are one character, in any JSON; the round trip through `json` makes them so.
-JSON_TEXTS = texts_of(PIECES + HALVES).map(lambda text: json.loads(json.dumps(text)))
-JSON_VALUES = st.recursive(
-    JSON_TEXTS | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(JSON_TEXTS, inner, max_size=4),
-    max_leaves=8,
-)
-FIELDS = st.dictionaries(st.sampled_from(["prompt", "completion", "ranking"]) | JSON_TEXTS, JSON_VALUES, max_size=4)
-# An array is told from a prompt that begins with '[' by what follows in the line; here that is an object.
-ARRAYS = st.builds(lambda first, rest: [first, *rest], FIELDS, st.lists(FIELDS | JSON_VALUES, max_size=4)) | st.just([])
-BLANKS = st.lists(st.sampled_from([" ", "\t", "\n", "\r\n"]), max_size=4).map("".join)
-
-# --- Files --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the text of a file is laid out in bytes."""
-
-    bom: bool
-    crlf: bool
-    gzip: bool
-
-    def write(self, path: Path, text: str) -> Path:
-        text = text.replace("\n", "\r\n") if self.crlf else text
-        data = text.encode("utf-8-sig" if self.bom else "utf-8")
-        path.write_bytes(gzip.compress(data, 1) if self.gzip else data)
-        return path
-
-
-LAYOUTS = st.builds(Layout, st.booleans(), st.booleans(), st.booleans())
-LF_LAYOUTS = st.builds(Layout, st.booleans(), st.just(False), st.booleans())  # where a CR would be part of a text
-PLAIN = Layout(bom=False, crlf=False, gzip=False)
 
 
 @pytest.fixture(scope="module")
@@ -86,42 +51,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=[1, 3, 256])
 def window(request: pytest.FixtureRequest):
     """How many lines of an array are parsed together: with one, the parser meets every cut that there is."""
-    with mock.patch.object(readers, "_LINES_AT_ONCE", request.param):
+    with mock.patch.object(json_text, "_LINES_AT_ONCE", request.param):
         yield
-
-
-def written(path: Path, shape: readers.Shape, records: list) -> str:
-    """The text of the file that `write_records` makes of `records`."""
-    path.unlink(missing_ok=True)
-    assert write_records(path, shape, records) == len(records)
-    return path.read_bytes().decode()
-
-
-def fields_read(path: Path) -> list:
-    """The fields of all records, after a check of what each says about where it comes from."""
-    records = list(read_records(path))
-    assert [record.source.index for record in records] == list(range(len(records)))
-    assert {record.source.file for record in records} <= {str(path)}
-    return [record.fields for record in records]
-
-
-def until_error(path: Path) -> tuple[list, str]:
-    """The fields of the records before the error in which reading the file must end, and its message."""
-    fields = []
-    try:
-        for record in read_records(path):
-            fields.append(record.fields)
-    except UserError as error:
-        return fields, str(error)
-    raise AssertionError("read to the end")
-
-
-def lines_read(path: Path) -> list[int]:
-    return [record.source.line for record in read_records(path)]
-
-
-def line_after(text: str) -> int:
-    return text.count("\n") + 1
 
 
 # --- Reading what was written -------------------------------------------------------------------
@@ -152,16 +83,22 @@ def tellable_turn(text: str) -> str:
     return text.replace("\r", "").strip()
 
 
-TURNS = st.lists(st.tuples(st.sampled_from(SPEAKERS), TEXTS.map(tellable_turn)), max_size=4).map(Turns)
+def contents(records: list[dict]) -> list[str]:
+    return [message["content"] for fields in records for message in fields["messages"]]
+
+
+TURNS = st.lists(st.tuples(st.sampled_from(SPEAKERS), TEXTS.map(tellable_turn)), max_size=4).map(
+    lambda turns: dialogue(*turns)
+)
 
 
 @FIXED
 @given(records=st.lists(TURNS, min_size=1, max_size=4), layout=LAYOUTS)
-@example(records=[Turns([("<사람>", "가 \n 나 \n 다")])], layout=PLAIN)
+@example(records=[dialogue(("<사람>", "가 \n 나 \n 다"))], layout=PLAIN)
 def test_dialogues_are_read_as_they_were_written(path, records, layout):
     """For texts without blanks around them, without CR, and without a line that begins a turn: that one is refused."""
     markers = (DIALOGUE_START, *(f"{speaker}:" for speaker in SPEAKERS))
-    later_lines = [line for turns in records for _, text in turns for line in text.split("\n")[1:]]
+    later_lines = [line for text in contents(records) for line in text.split("\n")[1:]]
     if any(line.strip().startswith(markers) for line in later_lines):
         with pytest.raises(UserError, match="a line of a turn begins with"):
             written(path, "dialogues", records)
@@ -195,16 +132,26 @@ def test_csv_is_read_as_it_was_written(path, records, layout, quoted):
     assert file_format(path) == FileFormat("csv", bom=layout.bom, crlf=quoted, gzip=layout.gzip)
 
 
+def is_told_as_text(prompts: list[str]) -> bool:
+    lines = (f"{prompt}\n" for prompt in prompts)
+    try:
+        return tell(Beginning("data", lines, DEFAULTS))[0].shape == "text"
+    except UserError:
+        return False
+
+
 @FIXED
 @given(prompts=st.lists(texts_of(PIECES, forbidden="\r\n\ufeff"), min_size=1, max_size=6), layout=LAYOUTS)
 @example(prompts=["가", "", "\0", "[", "{", DIALOGUE_START], layout=PLAIN)
 @example(prompts=["", "", "[{"], layout=PLAIN)
+@example(prompts=["가\t나", "다\t라"], layout=PLAIN)
+@example(prompts=["가,나,다", "라,마,바"], layout=PLAIN)
+@example(prompts=["가,나,다", "라,마,바", "사"], layout=PLAIN)
 def test_plain_text_is_read_as_it_was_written(path, prompts, layout):
     """For prompts without line ends and BOM; where the first one looks like another shape, the file is refused."""
     records = [{"prompt": prompt} for prompt in prompts]
-    begins = [prompt.strip() for prompt in prompts if prompt.strip()][:1]
-    assume(begins)  # else the file is empty
-    if shape_of(begins[0]) != "text":
+    assume(any(map(str.strip, prompts)))  # else the file is empty
+    if not is_told_as_text(prompts):
         with pytest.raises(UserError, match="would be taken for another shape"):
             written(path, "text", records)
         return
@@ -218,7 +165,7 @@ def test_plain_text_is_read_as_it_was_written(path, prompts, layout):
 @pytest.mark.parametrize("shape", ["array", "lines", "dialogues", "text"])
 def test_very_long_lines(path, shape):
     long = "가나다 " * 50_000 + "끝"
-    record = Turns([("<사람>", long), ("<챗봇>", long)]) if shape == "dialogues" else {"prompt": long}
+    record = dialogue(("<사람>", long), ("<챗봇>", long)) if shape == "dialogues" else {"prompt": long}
     PLAIN.write(path, written(path, shape, [record] * 3))
     same = fields_read(path) == [record] * 3
     assert same  # and not the comparison itself, which pytest would print
@@ -231,7 +178,7 @@ def test_what_a_shape_cannot_tell_is_refused(path, texts):
     shapes = {
         "csv": [{"Q": text, "A": "나"} for text in texts],
         "text": [{"prompt": text} for text in texts],
-        "dialogues": [Turns([("<사람>", text)]) for text in texts],
+        "dialogues": [dialogue(("<사람>", text)) for text in texts],
     }
     whole = "".join(texts)
     for shape, records in shapes.items():
@@ -289,13 +236,15 @@ def test_lines_of_json_lines(path, data, records, layout):
 @given(data=st.data(), dialogues=st.lists(TURNS, min_size=1, max_size=4), layout=LAYOUTS)
 def test_lines_of_dialogues(path, data, dialogues, layout):
     text, expected = "", []
-    for turns in dialogues:
+    for turns in (fields["messages"] for fields in dialogues):
         text += data.draw(st.sampled_from(["", "\n", " \n\n"]))
         expected.append(line_after(text))
         text += f"{DIALOGUE_START}{data.draw(st.sampled_from(['', ' ']))}\n"
-        text += "".join(f"{speaker}: {content.splitlines()[0] if content else ''}\n" for speaker, content in turns)
+        text += "".join(f"{turn['role']}: {(turn['content'].splitlines() or [''])[0]}\n" for turn in turns)
     layout.write(path, text)
-    assert [len(turns) for turns in fields_read(path)] == [len(turns) for turns in dialogues]
+    assert [len(fields["messages"]) for fields in fields_read(path)] == [
+        len(fields["messages"]) for fields in dialogues
+    ]
     assert lines_read(path) == expected
 
 
@@ -364,7 +313,7 @@ REFUSED = {
     ),
     "a name twice": (
         "Q,A,Q\n1,2,3",
-        r"line 1: found the header \['Q', 'A', 'Q'\], expected names of fields, none twice",
+        r"line 1: found the header \['Q', 'A', 'Q'\], expected names of fields, none empty and none twice",
     ),
     "a BOM before the header": ("\n\ufeffQ,A\n1,2", r"line 2: found the header \['\\ufeffQ', 'A'\], expected"),
     "a header of two lines": ('"Q","A\n1","2"\n', r"line 1: found the header \['Q', 'A\\n1', '2'\], expected"),
@@ -416,20 +365,12 @@ def test_a_path_that_no_file_system_takes():
 
 ENDLESS = {
     "array": ("[\n", '  {{"prompt": "{}",\n   "completion": "가"}},\n', "null]"),
+    "objects": ("", '{{"prompt": "{}",\n "completion": "가"}}\n', ""),
     "lines": ("", '{{"prompt": "{}", "completion": "가"}}\n', ""),
     "dialogues": ("", "<<start conversation>>\n<사람>: {}\n<챗봇>: 가\n", ""),
     "csv": ("Q,A\n", '"{}","가"\n', ""),
     "text": ("", "{}\n", ""),
 }
-
-
-def peak_of_reading(path: Path) -> int:
-    tracemalloc.start()
-    for _ in read_records(path):
-        pass
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return peak
 
 
 @pytest.mark.parametrize("shape", ENDLESS)

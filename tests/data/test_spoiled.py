@@ -5,6 +5,7 @@ SPOILED_FILES=100000 pytest tests/data/test_spoiled.py tries as many, other ones
 
 import dataclasses
 import os
+import random
 import re
 import signal
 import time
@@ -18,13 +19,27 @@ from pathlib import Path
 from typing import Any
 
 from kochat_trl.data import readers
+from kochat_trl.data.layout import Layout, RawRecord
+from kochat_trl.data.options import ReadingOptions
+from kochat_trl.data.parse import kind_of, parse
 from kochat_trl.data.readers import file_format, read_records
-from kochat_trl.data.records import Ranking, RawRecord, RecordError, Turns, Unreadable, kind_of, parse
+from kochat_trl.data.records import Dialogue, Labelled, Prompt, Ranking, RecordError, Unreadable
 from kochat_trl.desk.curation.audit import check_files
 from kochat_trl.desk.curation.clean import clean_file
 from kochat_trl.desk.writers import write_records
 from kochat_trl.errors import UserError
-from tests.data.spoiled import SPOILED, Input, bytes_inside, expected_fields, is_as_expected, is_records, json_value
+from tests.data.foreign import unaccounted
+from tests.data.spoiled import (
+    SPOILED,
+    TEXTS,
+    Input,
+    bytes_inside,
+    expected_fields,
+    is_as_expected,
+    is_records,
+    json_value,
+    spoil_binary,
+)
 
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
@@ -40,6 +55,10 @@ SETTINGS = settings(
 SECONDS = 5.0  # for one input
 ONE_SCREEN = 1000  # characters of one message
 MANY = 1000  # records; a file that has more is only read: a flipped bit in gzip can make 100,000 empty lines
+
+
+KINDS = ("sft", "preference", "prompt", "kto")
+TYPES = {"sft": Dialogue, "preference": Ranking, "prompt": Prompt, "kto": Labelled}
 
 
 class Wrong(Exception):
@@ -99,7 +118,8 @@ def read(file: File) -> None:
     check(lines == sorted(lines), f"lines go back: {lines}")
 
     try:
-        shape = file_format(file.path).shape
+        form = file_format(file.path)
+        shape, delimiter = form.shape, form.delimiter
     except UserError as error:
         check(str(error) == str(file.error), f"the format gives {error}, reading {file.error}")
         shape = None
@@ -117,7 +137,7 @@ def read(file: File) -> None:
     check(file.content.shape in (None, shape), f"{file.content.shape} was taken for {shape}")
     check(file.content.count in (None, len(file.raws)), f"{file.content.count} records, {len(file.raws)} were read")
     try:
-        expected = expected_fields(shape, content)
+        expected = expected_fields(shape, content, delimiter)
     except LookupError:
         return
     if expected is None:
@@ -132,40 +152,50 @@ def read(file: File) -> None:
 
 
 def parse_all(file: File) -> None:
-    """Each record can be used, or an error says where it is and why not; for every kind, under both orders."""
-    for raw, kind, order in product(file.raws, ("sft", "preference", "prompt"), ("best_first", "rank_of")):
-        check(kind_of(raw) in ("sft", "preference", "prompt", None), "kind_of")
+    """Each record can be used, and all its texts are accounted for, or an error says where it is and why not; for every
+    kind, under both orders."""
+    layouts = [Layout(ReadingOptions(ranking_order=order, labels="true_only")) for order in ("best_first", "rank_of")]
+    for old, kind, layout in product(file.raws, KINDS, layouts):
+        raw = dataclasses.replace(old, layout=layout)
+        own = kind_of(raw)
+        check(own in (*KINDS, None), "kind_of")
         try:
-            record = parse(raw, kind, order)
+            records = parse(raw, kind)
         except RecordError as error:
             check_located(error, file)
             check(error.source == raw.source, f"{error.source} instead of {raw.source}")
-        else:
+            continue
+        for record in records:
+            check(isinstance(record, TYPES[kind] | Labelled), f"{kind} gave {record}")
             if isinstance(record, Ranking):
                 pairs = {(pair.better, pair.worse) for pair in record.pairs()}
                 check(pairs and max(map(max, pairs)) < len(record.completions), f"{record}: {pairs}")
+        if kind == own and records:
+            check(not (missing := unaccounted(raw, records)), f"{raw.fields!r:.300} was read without {missing!r:.200}")
 
 
 def write_back(file: File) -> None:
     """Records that were read can be written in the same shape, and are read back as they were."""
-    fields = [raw.fields for raw in file.raws if isinstance(raw.fields, dict | Turns)]
+    fields = [raw.fields for raw in file.raws if isinstance(raw.fields, dict)]
     if file.error or not fields:
         return
     again = file.path.with_name("written")
     again.unlink(missing_ok=True)
-    shape = file_format(file.path).shape
+    form = file_format(file.path)
     try:
-        write_records(again, shape, fields)
+        write_records(again, form, fields)
     except UserError as error:
         check(not again.exists(), f"a file was left behind by {error}")
         return
     back = [raw.fields for raw in read_records(again)]
-    check(back == fields, f"{shape} written and read again is {back!r:.300}, not {fields!r:.300}")
+    check(back == fields, f"{form.shape} written and read again is {back!r:.300}, not {fields!r:.300}")
 
 
 def audit(file: File) -> None:
     """`kochat data check` counts the same records, each as usable or as an error, and says what can't be read."""
     report = check_files([str(file.path)]).files[0]
+    if "nested too deeply" in (report.unreadable or ""):
+        return  # how deep the parser goes hangs on who calls it
     check(report.records == len(file.raws), f"the audit counts {report.records} records, there are {len(file.raws)}")
     check(report.usable + report.errors == report.records, f"{report.usable} + {report.errors} of {report.records}")
     check(report.unreadable == (str(file.error) if file.error else None), f"the audit says {report.unreadable!r}")
@@ -189,7 +219,7 @@ def clean(file: File) -> None:
     if summary.written:
         back = list(read_records(cleaned))
         check(len(back) == summary.written, f"{len(back)} records are in the file, {summary.written} were written")
-        kind = next(kind for kind in ("preference", "sft", "prompt") if kind in map(kind_of, file.raws))
+        kind = next(kind for kind in ("preference", "sft", "kto", "prompt") if kind in map(kind_of, file.raws))
         twice = clean_file(cleaned, again, report=second_report, kind=kind)
         check(not twice.changed + twice.dropped, f"cleaned again: {twice}, {second_report.read_text()!r}")
         check(again.read_bytes() == cleaned.read_bytes(), "cleaned again, the file differs")
@@ -231,6 +261,35 @@ def test_spoiled_files_end_in_records_or_in_an_error_that_says_where(tmp_path):
 
     try_one()
     assert min(ends["read to the end"], ends["broken for good"], ends["unreadable records"]) > EXAMPLES / 10
+
+
+@pytest.mark.parametrize("shape", ["parquet", "arrow", "xlsx"])
+def test_spoiled_binary_files_end_in_records_or_in_an_error_that_names_the_file(tmp_path, shape):
+    ends: Counter[str] = Counter()
+    rng = random.Random(shape if "SPOILED_FILES" not in os.environ else None)
+    path = tmp_path / "input"
+    for _ in range(max(EXAMPLES // 20, 40)):
+        path.unlink(missing_ok=True)
+        fields = ["질문", "답"] if shape == "xlsx" else ["질문", "답", "n"]
+        records = [
+            {name: rng.choice(TEXTS) + "a" if name != "n" else [i] for name in fields}
+            for i in range(rng.randrange(1, 9))
+        ]
+        write_records(path, shape, records)
+        whole = path.read_bytes()
+        check([raw.fields for raw in read_records(path)] == records, f"whole {shape} isn't read as it was written")
+        path.write_bytes(spoil_binary(rng, whole))
+        try:
+            with alarm():
+                for raw in read_records(path):
+                    check(isinstance(raw.fields, dict | Unreadable), f"{raw}")
+        except UserError as error:
+            check(re.match(re.escape(str(path)) + "(:|, line)", str(error)), f"{error}")
+            check(str(error).isprintable() and len(str(error)) < ONE_SCREEN, f"{error}")
+            ends["refused"] += 1
+        else:
+            ends["read"] += 1
+    assert ends["refused"] > 20
 
 
 def loses_the_last_record(path):

@@ -368,7 +368,7 @@ def test_missing_data_file(fail, tiny_base, kochatgpt_files, tmp_path):
 def test_broken_record(fail, tiny_base, kochatgpt_files, tmp_path, write):
     files = kochatgpt_files | {"reward": write("rm.jsonl", '[{"prompt": "가", "chosen": "나"}]')}
     error = fail("reward", *command("reward", files, tiny_base, tmp_path / "out"))
-    assert "rm.jsonl, line 1 (record 0): field 'rejected': found None, expected a non-empty string" in error
+    assert "rm.jsonl, line 1 (record 0): field 'rejected': found None, expected prompt + chosen + rejected" in error
     assert "invalid_records: skip" in error
 
 

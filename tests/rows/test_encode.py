@@ -1,7 +1,8 @@
 """Text → ids and labels: what a prompt is, what is trained on, and a template that would shift either."""
 
+from kochat_trl.data.parse import parse
 from kochat_trl.data.readers import read_records
-from kochat_trl.data.records import Dialogue, conversation, parse_preference, parse_sft
+from kochat_trl.data.records import Dialogue, conversation
 from kochat_trl.desk.curation.convert import text_rows
 from kochat_trl.errors import UserError
 from kochat_trl.models.template import render
@@ -61,14 +62,15 @@ def test_every_real_record(shared):
     tokenizer = load_tokenizer(str(shared / "kogpt2-tokenizer"))
     data = shared / "data"
     sft = [*data.glob("mygpt/*instruction*"), *data.glob("kochatgpt/*SFT*")]
-    dialogues = [record for path in sft for record in parsed(path, parse_sft)]
+    dialogues = [record for path in sft for record in parsed(path, "sft")]
     rankings = [
-        parse_preference(raw)
+        ranking
         for path in [*data.glob("mygpt/*rm*"), *data.glob("kochatgpt/*RM*")]
         for raw in read_records(path)
         if raw.fields.get("chosen") is None or raw.fields["chosen"] != raw.fields["rejected"]
+        for ranking in parse(raw, "preference")
     ]
-    chats = parsed(data / "chatbot/ChatbotData.csv", parse_sft)
+    chats = parsed(data / "chatbot/ChatbotData.csv", "sft")
     assert (len(dialogues), len(rankings), len(chats)) == (1041, 571 + 4, 11_823)
     assert sum(len(ranking.pairs()) for ranking in rankings) == 571 + 4 * 3
     dialogues += chats
@@ -98,7 +100,7 @@ def test_every_real_record(shared):
 def test_labels_agree_with_trl_s_assistant_mask(shared):
     """TRL's own way, the template's generation block, marks the same tokens of every real dialogue."""
     tokenizer = load_tokenizer(str(shared / "kogpt2-tokenizer"))
-    records = parsed(shared / "data/kochatgpt/kochatgpt_1_SFT_conversation.jsonl", parse_sft)
+    records = parsed(shared / "data/kochatgpt/kochatgpt_1_SFT_conversation.jsonl", "sft")
     assert len(records) == 439
     for record in records:
         ids, labels = encode_dialogue(tokenizer, record.messages)

@@ -8,9 +8,10 @@ import threading
 from pathlib import Path
 
 from benchmarks.architectures import CHATML, byte_tokenizer
+from kochat_trl.data.parse import parse
 from kochat_trl.data.rankings import ranking_tiers, tier_pairs
 from kochat_trl.data.readers import file_format, read_records
-from kochat_trl.data.records import Dialogue, Prompt, Ranking, conversation, parse_preference, parse_prompt, parse_sft
+from kochat_trl.data.records import Dialogue, Prompt, Ranking, conversation
 from kochat_trl.errors import UserError
 from kochat_trl.models.template import render
 from kochat_trl.models.tokenizer import load_tokenizer
@@ -39,14 +40,14 @@ def test_array_named_jsonl_and_json_lines_read_alike(write):
     array = write("array.jsonl", "\ufeff" + json.dumps(records, indent=4))  # escaped, with a BOM
     lines = write("lines.jsonl", "\n\n".join(json.dumps(r, ensure_ascii=False) for r in records) + "\r\n")
     expected = [Dialogue(("가", "나")), Dialogue(("다\n라", "마"))]
-    assert parsed(array, parse_sft) == parsed(lines, parse_sft) == expected
+    assert parsed(array, "sft") == parsed(lines, "sft") == expected
     assert [(r.source.index, r.source.line) for r in read_records(array)] == [(0, 2), (1, 7)]
     assert [(r.source.index, r.source.line) for r in read_records(lines)] == [(0, 1), (1, 3)]
     assert list(read_records(write("empty.json", "[ ]"))) == []
 
 
 def test_dialogues(write):
-    first, second = parsed(write("talk.jsonl", DIALOGUES), parse_sft)
+    first, second = parsed(write("talk.jsonl", DIALOGUES), "sft")
     assert [m["role"] for m in first.messages] == ["user", "assistant"] * 2
     assert first.messages[3]["content"] == "저는 챗봇이에요.\n두 줄로 말해요."
     assert second.messages[0]["content"] == "잘 가"
@@ -54,14 +55,14 @@ def test_dialogues(write):
 
 def test_instruction_files(write):
     path = write("a.jsonl", '{"instruction": "요약해", "input": "긴 글", "output": "짧은 글"}')
-    assert parsed(path, parse_sft)[0].messages[0]["content"] == "요약해\n\n긴 글"
+    assert parsed(path, "sft")[0].messages[0]["content"] == "요약해\n\n긴 글"
 
 
 def test_ranking_is_best_first(write):
     record = {"prompt": "가", "completion_0": "둘째", "completion_1": "셋째", "completion_2": "첫째"}
     path = write("rm.jsonl", json.dumps([record | {"ranking": [2, 0, 1]}], ensure_ascii=False))
-    (ranking,) = parsed(path, parse_preference)
-    assert ranking == Ranking("가", ("둘째", "셋째", "첫째"), ((2,), (0,), (1,)))
+    (ranking,) = parsed(path, "preference")
+    assert ranking == Ranking("가", ("둘째", "셋째", "첫째"), ((2,), (0,), (1,)), ranking=[2, 0, 1])
     assert ranking.pairs() == [(2, 0, 1), (2, 1, 2), (0, 1, 1)]
     assert ranking.pairs("best_vs_rest") == [(2, 0, 1), (2, 1, 2)]
     assert ranking.pairs("adjacent") == [(2, 0, 1), (0, 1, 1)]
@@ -71,8 +72,8 @@ def test_ranking_as_kochatgpts_trainer_reads_it(write):
     """`[2, 0, 1]` as ranks: completion 1 is the best, completion 0 the worst."""
     record = {"prompt": "가", "completion_0": "셋째", "completion_1": "첫째", "completion_2": "둘째"}
     path = write("rm.jsonl", json.dumps([record | {"ranking": [2, 0, 1]}], ensure_ascii=False))
-    (raw,) = read_records(path)
-    assert parse_preference(raw, "rank_of").tiers == ((1,), (2,), (0,))
+    (ranking,) = parsed(path, "preference", ranking_order="rank_of")
+    assert ranking.tiers == ((1,), (2,), (0,))
 
 
 def test_ties_and_partial_rankings():
@@ -84,67 +85,73 @@ def test_ties_and_partial_rankings():
 
 def test_the_real_rankings_prefer_the_answer_that_a_reader_would(shared):
     """In the second record completion 1 is garbage, so it must lose both of its pairs."""
-    raw = list(read_records(shared / "data/kochatgpt/kochatgpt_2_RM.excerpt.jsonl"))[1]
-    garbage = raw.fields["completion_1"]
-    ranking = parse_preference(raw)
+    ranking = parsed(shared / "data/kochatgpt/kochatgpt_2_RM.excerpt.jsonl", "preference")[1]
+    garbage = ranking.completions[1]
     pairs = ranking.pairs()
     assert [ranking.completions[worse] == garbage for _, worse, _ in pairs] == [False, True, True]
     assert all(ranking.completions[better] != garbage for better, _, _ in pairs)
 
 
+RANKED = {"prompt": "가", "completion_0": "나", "completion_1": "다"}
 BROKEN = [
-    (parse_sft, {"prompt": "가"}, "field 'completion': found None, expected a non-empty string"),
-    (parse_sft, {"prompt": 3, "completion": "나"}, "field 'prompt': found 3"),
-    (parse_sft, {"text": "가"}, r"found \['text'\], expected prompt \+ completion, instruction"),
-    (parse_sft, "가", "found '가', expected a JSON object"),
-    (parse_sft, {"turns": 3}, r"found \['turns'\], expected prompt"),
-    (parse_sft, {"instruction": " ", "output": "나"}, "field 'instruction': found ' '"),
-    (parse_prompt, {"prompt": ""}, "field 'prompt': found ''"),
-    (parse_prompt, {"question": "가"}, "field 'prompt'"),
-    (parse_preference, {"prompt": "가", "chosen": "나"}, "field 'rejected': found None"),
-    (parse_preference, {"prompt": "가", "chosen": "나", "rejected": "나"}, "a text that differs from 'chosen'"),
-    (parse_preference, {"prompt": "가", "completion_0": "나"}, "expected prompt . chosen"),
+    ("sft", {"prompt": "가"}, "field 'completion': found None, expected a non-empty string, such as completion, "),
+    ("sft", {"prompt": 3, "completion": "나"}, "field 'prompt': found 3"),
+    ("sft", {"text": "가"}, "field 'text': found '가', expected a dialogue such as <usr>"),
+    ("sft", "가", "found '가', expected a JSON object"),
+    ("sft", {"turns": 3}, r"field 'turns': found 3, expected a list of \{role, content\}"),
+    ("sft", {"tokens": 3}, r"found \['tokens'\], expected fields that make a record, such as prompt \+ completion"),
+    ("sft", {"instruction": " ", "output": "나"}, "field 'instruction': found ' '"),
+    ("sft", {"prompt": "가", "chosen": "나", "rejected": "다"}, "expected an answer to learn from; this .* compares"),
+    ("prompt", {"prompt": ""}, "field 'prompt': found ''"),
+    ("prompt", {"completion": "가"}, "field 'prompt': found None, expected prompt . completion"),
+    ("prompt", {"messages": []}, "found 0 turns, expected turns that end with the user's"),
+    ("prompt", {"text": "<sys> 가"}, "found 0 turns, expected turns that end with the user's"),
+    ("prompt", {"messages": [], "completion": "가", "label": True}, "found 0 turns"),
+    ("prompt", {"messages": [], "label": True}, "found 0 turns, expected a dialogue that ends with an answer"),
+    ("preference", {"prompt": "가", "chosen": "나"}, r"field 'rejected': found None, expected prompt \+ chosen \+ rej"),
+    ("preference", {"prompt": "가", "chosen": "나", "rejected": "나"}, "a text that differs from the chosen one"),
+    ("preference", {"prompt": "가", "completion_0": "나"}, "expected answers to compare: prompt . chosen"),
+    ("preference", {"prompt": "가", "completion_0": "나", "ranking": [0]}, "expected two answers at least"),
     (
-        parse_preference,
-        {"prompt": "가", "completion_0": "나", "ranking": [0]},
-        "expected completion_0 and completion_1",
-    ),
-    (
-        parse_preference,
+        "preference",
         {"prompt": "가", "completion_0": "나", "completion_2": "다", "ranking": [0, 1]},
-        "field 'completion_1': found None",
+        "field 'completion_2': found '다', expected answers numbered without a gap; there are completion_0, compl",
     ),
-    (
-        parse_preference,
-        {"prompt": "가", "completion_0": "나", "completion_1": "다", "ranking": [[0, 1]]},
-        "field 'ranking': found .* expected at least one completion that is better",
-    ),
-    (parse_sft, {"prompt": "가\ud800", "completion": "나"}, "field 'prompt': .* expected text without half characters"),
-    (parse_sft, {"messages": [{"role": "user", "content": "가"}]}, "found 1 turns, expected an even number"),
-    (parse_sft, {"messages": ["가", "나"]}, "field 'messages': found .* expected a list of"),
+    *[
+        ("preference", RANKED | {"ranking": ranking}, "field 'ranking': .* at least one answer that is better")
+        for ranking in ([[0, 1]], [1], [])
+    ],
+    ("sft", {"prompt": "가\ud800", "completion": "나"}, "field 'prompt': .* expected text without half characters"),
+    ("sft", {"messages": [{"role": "user", "content": "가"}]}, "found 1 turns, expected an even number"),
+    ("sft", {"messages": ["가", "나"]}, "field 'messages': found .* expected a list of"),
     *[
         (
-            parse_preference,
-            {"prompt": "가", "completion_0": "나", "completion_1": "다", "ranking": ranking},
+            "preference",
+            RANKED | {"ranking": ranking},
             "field 'ranking': found .* expected indices from 0 to 1, best first, none twice",
         )
-        for ranking in ([0, 0], [1, 2], "01", [True, False], [0, 1, 2], None, [0, []], [[[0]], 1], [0.0, 1])
+        for ranking in ([0, 0], [1, 3], "나가", [True, False], [0, 1, 2], [0, []], [[[0]], 1], [0.0, 1])
     ],
+    ("preference", RANKED | {"ranking": None}, "expected answers to compare"),
     (
-        parse_preference,
-        {"prompt": "가", "completion_0": "나", "completion_1": "나", "ranking": [0, 1]},
-        "field 'completion_1': found '나', expected a text that no other completion has",
+        "preference",
+        RANKED | {"completion_1": "나", "ranking": [0, 1]},
+        "field 'completion_1': found '나', expected a text that no other answer has",
     ),
 ]
+GOOD = {
+    "sft": {"prompt": "가", "completion": "나"},
+    "prompt": {"prompt": "가", "tokens": 3},
+    "preference": {"prompt": "가", "chosen": "다", "rejected": "라"},
+}
 
 
-@pytest.mark.parametrize(("parse", "record", "message"), BROKEN)
-def test_broken_record_says_where_and_what(write, parse, record, message):
-    good = {"prompt": "가", "completion": "나", "chosen": "다", "rejected": "라"}
-    path = write("data.jsonl", json.dumps([good, record], indent=1))
-    line = path + r", line 8 \(record 1\): "
+@pytest.mark.parametrize(("kind", "record", "message"), BROKEN)
+def test_broken_record_says_where_and_what(write, kind, record, message):
+    path = write("data.jsonl", "[\n\n" + json.dumps(GOOD[kind]) + ",\n" + json.dumps(record, indent=1) + "]")
+    line = path + r", line 4 \(record 1\): "
     with pytest.raises(UserError, match=line + ".*" + message):
-        parsed(path, parse)
+        parsed(path, kind)
 
 
 @pytest.mark.parametrize(
@@ -173,28 +180,28 @@ def test_broken_record_says_where_and_what(write, parse, record, message):
 )
 def test_broken_file_says_where_and_what(write, content, message):
     with pytest.raises(UserError, match=message):
-        parsed(write("data.jsonl", content), parse_prompt)
+        parsed(write("data.jsonl", content), "prompt")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("<<start conversation>>\n<사람>: 안녕", "found 1 turns, expected an even number"),
-        ("<<start conversation>>\n<챗봇>: 안녕\n<사람>: 응", "turn 0': found '<챗봇>', expected <사람>"),
+        ("<<start conversation>>\n<챗봇>: 안녕\n<사람>: 응", "turn 0': found '<챗봇>', expected user"),
         ("<<start conversation>>\n<사람>:\n<챗봇>: 응", "turn 0': found '', expected a non-empty string"),
         ("<<start conversation>>", "found 0 turns"),
     ],
 )
 def test_broken_dialogue(write, content, message):
     with pytest.raises(UserError, match=message):
-        parsed(write("data.jsonl", content), parse_sft)
+        parsed(write("data.jsonl", content), "sft")
 
 
 def test_missing_and_non_utf8_files(tmp_path):
     with pytest.raises(UserError, match=r"nowhere.jsonl: can't be read: No such file"):
         list(read_records("nowhere.jsonl"))
     (tmp_path / "euc.jsonl").write_bytes("[{'prompt': '안녕'}]".encode("euc-kr"))
-    with pytest.raises(UserError, match=r"line 1: not UTF-8 at byte 13 of the line. As CP949 it reads .*안녕.* iconv"):
+    with pytest.raises(UserError, match=r"line 1: not UTF-8 at byte 13 of the line. As CP949 .*안녕.*encoding: cp949"):
         list(read_records(tmp_path / "euc.jsonl"))
     (tmp_path / "utf16.jsonl").write_text('[{"prompt": "안녕"}]', encoding="utf-16")
     with pytest.raises(UserError, match="is UTF-16"):
@@ -209,7 +216,7 @@ def test_formats_are_told_from_the_bytes(tmp_path):
     (tmp_path / "a.csv").write_bytes(gzip.compress(lines))
     found = file_format(tmp_path / "a.csv")
     assert (found.shape, found.bom, found.crlf, found.gzip) == ("lines", True, True, True)
-    assert parsed(tmp_path / "a.csv", parse_prompt) == [Prompt("가")]
+    assert parsed(tmp_path / "a.csv", "prompt") == [Prompt("가")]
     (tmp_path / "b.json").write_text("\nQ,A,label\n", encoding="utf-8")
     assert file_format(tmp_path / "b.json").shape == "csv"
 
@@ -218,8 +225,8 @@ def test_csv_and_plain_text(write):
     csv_file = write("chat.txt", 'Q,A,label\r\n"가, 나","다\r\n""라""",0\r\n')
     (raw,) = read_records(csv_file)
     assert raw.fields == {"Q": "가, 나", "A": '다\r\n"라"', "label": "0"}
-    assert parse_sft(raw) == Dialogue(("가, 나", '다\r\n"라"'))
-    assert parse_prompt(raw) == Prompt("가, 나")
+    assert parse(raw, "sft") == [Dialogue(("가, 나", '다\r\n"라"'))]
+    assert parse(raw, "prompt") == [Prompt("가, 나")]
     text = write("seed.jsonl", "가\n\n나, 다\n")
     assert [raw.fields["prompt"] for raw in read_records(text)] == ["가", "", "나, 다"]  # an empty line is a record
 
@@ -230,8 +237,8 @@ def test_what_looks_like_another_shape(write):
     assert prompts == [{"prompt": "[긴급] 도와줘"}, {"prompt": "[안내] 뭐야"}]
     rows = [raw.fields for raw in read_records(write("b.csv", 'id,prompt\n1,"가, 나"\n'))]
     assert rows == [{"id": "1", "prompt": "가, 나"}]
-    assert parsed(write("c.csv", 'prompt\n"가, 나"\n'), parse_prompt) == [Prompt("가, 나")]
-    assert parsed(write("d.json", '[\n\n{"prompt": "가"}]'), parse_prompt) == [Prompt("가")]
+    assert parsed(write("c.csv", 'prompt\n"가, 나"\n'), "prompt") == [Prompt("가, 나")]
+    assert parsed(write("d.json", '[\n\n{"prompt": "가"}]'), "prompt") == [Prompt("가")]
 
 
 def test_a_pipe_is_read_to_its_end(tmp_path):
@@ -257,7 +264,7 @@ def test_a_dataset_of_the_hub_is_read_by_its_name(tmp_path, monkeypatch):
     rows = list(read_records("owner/korean"))
     assert [row.fields for row in rows] == [{"prompt": "가", "completion": "나"}, {"prompt": "다"}]
     assert str(rows[1].source) == "owner/korean, record 1"
-    assert parsed("owner/korean:test", parse_prompt) == [Prompt("라")]
+    assert parsed("owner/korean:test", "prompt") == [Prompt("라")]
     with pytest.raises(UserError, match=r"owner/nothing: there is no such file, and `datasets` can't load it"):
         list(read_records("owner/nothing"))
 

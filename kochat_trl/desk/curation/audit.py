@@ -13,12 +13,18 @@ from functools import partial
 from itertools import combinations
 from typing import Any, Literal
 
-from kochat_trl.data.rankings import RankingOrder, disputed
+from kochat_trl.data.layout import RawRecord
+from kochat_trl.data.options import DEFAULTS, ReadingOptions
+from kochat_trl.data.parse import kind_of, parse, shape_of
+from kochat_trl.data.rankings import disputed
 from kochat_trl.data.readers import FileFormat, file_format, read_records
-from kochat_trl.data.records import Dialogue, Kind, Ranking, RawRecord, Record, RecordError, kind_of, parse
+from kochat_trl.data.reading import check_columns
+from kochat_trl.data.records import Dialogue, Record, RecordError
+from kochat_trl.data.shapes import Kind
 from kochat_trl.data.text import has_hangul
 from kochat_trl.desk.curation import finders
-from kochat_trl.desk.curation.faults import FAULTS, ROLES, TEXT_FAULTS, Level
+from kochat_trl.desk.curation.faults import FAULTS, TEXT_FAULTS, Level
+from kochat_trl.desk.curation.texts import ROLES
 from kochat_trl.desk.statistics import sign_test
 from kochat_trl.errors import UserError
 
@@ -76,6 +82,8 @@ class FileReport:
     path: str
     format: FileFormat | None = None
     kind: Kind | None = None
+    shapes: dict[str, int] = field(default_factory=dict)  # rows of `data/shapes.py` → records
+    not_read: list[str] = field(default_factory=list)  # columns
     records: int = 0
     usable: int = 0
     errors: int = 0
@@ -126,19 +134,21 @@ def check_files(
     files: Sequence[str],
     *,
     kind: Kind | None = None,
-    order: RankingOrder = "best_first",
+    options: ReadingOptions = DEFAULTS,
     tokenizer: Any = None,
     max_length: int | None = None,
 ) -> Report:
-    """Audit `files`: their records as `kind` (by default what most of a file's are), their rankings read as `order`.
+    """Audit `files`: their records as `kind` (by default what most of a file's are), read as `options` say.
 
     A `tokenizer` (fast, with a chat template) adds what can be told of tokens: lengths, `<unk>`, texts that don't
     decode to themselves, and records with a row over `max_length`. A file that can't be read is an error in the
-    report. Raises `UserError` for `max_length` without a tokenizer, or a template that `rows/encode.py` refuses.
+    report. Raises `UserError` for `max_length` without a tokenizer, a template that `rows/encode.py` refuses, or a
+    column of `options` that no file has.
     """
     if max_length is not None and tokenizer is None:
         raise UserError("max_length counts tokens, so it takes a tokenizer: name one, or leave max_length out")
-    audits = [_Audit(file, kind, order) for file in files]
+    audits = [_Audit(file, kind, options) for file in files]
+    check_columns([audit.layout for audit in audits if audit.layout])
     if tokenizer is not None:
         for audit in audits:
             audit.check_tokens(tokenizer, max_length)
@@ -149,15 +159,16 @@ def check_files(
 class _Audit:
     """The audit of one file. Checks fill in the report and `_found`; `finished` sums up what was found."""
 
-    def __init__(self, file: str, kind: Kind | None, order: RankingOrder):
+    def __init__(self, file: str, kind: Kind | None, options: ReadingOptions):
         self._report = FileReport(file, kind=kind)
-        self._order = order
+        self._options = options
         # Level and fault → record → an error's message.
         self._found: dict[tuple[Level, str], dict[int, str]] = defaultdict(dict)
         self._raws = list(self._read())
+        self.layout = self._raws[0].layout if self._raws else None
         kinds: Counter[Kind | None] = Counter(filter(None, map(kind_of, self._raws)))
         self._report.kind = kind or max(kinds, key=kinds.__getitem__, default=None)
-        self._usable = [finders.Item(raw, record) for raw in self._raws if (record := self._parse(raw))]
+        self._usable = [finders.Item(raw, records) for raw in self._raws if (records := self._parse(raw))]
         self._texts = [
             ((raw.source.index, role), text) for raw in self._raws for role, text in finders.written_texts(raw)
         ]
@@ -178,7 +189,10 @@ class _Audit:
             faulty[level].update(found)
         report.records, report.usable = len(self._raws), len(self._usable)
         report.errors, report.warnings = len(faulty["error"]), len(faulty["warning"] - faulty["error"])
-        turns = Counter(len(item.record.texts) for item in self._usable if isinstance(item.record, Dialogue))
+        records = [record for item in self._usable for record in item.records]
+        turns = Counter(len(record.texts) for record in records if isinstance(record, Dialogue))
+        shapes = Counter(shape.name for item in self._usable if (shape := shape_of(item.raw)))
+        report.shapes, report.not_read = dict(shapes), [*self.layout.passed_over] if self.layout else []
         report.turns = {str(number): count for number, count in sorted(turns.items())}
         return report
 
@@ -194,17 +208,17 @@ class _Audit:
 
     def _read(self) -> Iterator[RawRecord]:
         try:
-            self._report.format = file_format(self._report.path)
-            yield from read_records(self._report.path)
+            self._report.format = file_format(self._report.path, self._options)
+            yield from read_records(self._report.path, self._options)
         except UserError as error:
             self._report.unreadable = str(error)
 
-    def _parse(self, raw: RawRecord) -> Record | None:
+    def _parse(self, raw: RawRecord) -> list[Record]:
         try:
-            return parse(raw, self._report.kind or "sft", self._order)
+            return parse(raw, self._report.kind or "sft")
         except RecordError as error:
             self._found["error", error.fault][raw.source.index] = str(error).removeprefix(f"{self._report.path}, ")
-            return None
+            return []
 
     def _check_texts(self) -> None:
         """Each text by itself, of records that can't be used, too: `clean` mends before it drops."""
@@ -219,16 +233,14 @@ class _Audit:
         self._report.begin_with_quote = sum(text.startswith(("'", '"')) for _, text in self._texts)
 
     def _judge_rankings(self) -> None:
-        rankings = [
-            (item.raw.fields["ranking"], item.record.completions)
-            for item in self._usable
-            if isinstance(item.record, Ranking) and "chosen" not in item.raw.fields
-        ]
+        found = [ranking for item in self._usable for ranking in item.rankings]
+        rankings = [(ranking.ranking, ranking.completions) for ranking in found if ranking.ranking is not None]
         if rankings:
             self._report.reading = reading = judge_reading(rankings)
-            if reading.verdict not in (self._order, "can't be told"):
+            if reading.verdict not in (self._options.ranking_order, "can't be told"):
+                order = self._options.ranking_order
                 self._report.alerts.append(
-                    f"The rankings are read as {self._order}, but the answers say that they are {reading.verdict}: "
+                    f"The rankings are read as {order}, but the answers say that they are {reading.verdict}: "
                     f"pairs of {len(self._found['warning', 'three_cycle']):,} records would train upside down. "
                     f"Set `ranking_order: {reading.verdict}`."
                 )

@@ -6,24 +6,29 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.data.readers import file_format, read_parsed, read_records
-from kochat_trl.data.records import Prompt, RawRecord, RecordError, Turns, conversation, parse_prompt, parse_sft
+from kochat_trl.data.layout import RawRecord
+from kochat_trl.data.options import DEFAULTS, ReadingOptions
+from kochat_trl.data.parse import parse
+from kochat_trl.data.readers import file_format, read_records
+from kochat_trl.data.reading import check_columns, read_as, read_parsed
+from kochat_trl.data.records import Prompt, RecordError, conversation
 from kochat_trl.data.text import normalized
+from kochat_trl.desk.curation.finders import prompt_key
 from kochat_trl.desk.writers import write_stream
 from kochat_trl.errors import UserError
 from kochat_trl.files import new_file
 
 
 def read_prompts(
-    file: str, skip_invalid: bool = False, limit: int | None = None
+    file: str, skip_invalid: bool = False, limit: int | None = None, options: ReadingOptions = DEFAULTS
 ) -> tuple[list[Prompt], list[RecordError]]:
     """The prompts of the first `limit` records of any data file, in its order, and the records that have none.
 
     Raises `BrokenRecordsError` if there are such records, unless `skip_invalid`.
     """
     invalid: list[RecordError] = []
-    parsed = read_parsed([file], parse_prompt, invalid, skip_invalid, limit)
-    return [record for _, record in parsed], invalid
+    found = read_as("prompt", [file], invalid, options=options, skip_invalid=skip_invalid, limit=limit)
+    return [record for _, record in found], invalid
 
 
 def gather_answers(
@@ -53,7 +58,7 @@ def gather_scores(reward_model: str, prompts: Sequence[Prompt], answers: Sequenc
     tokenizer = load_tokenizer(reward_model)
     model = load_scorer(reward_model, "float32", tokenizer)
     dialogues = [
-        [conversation(prompt.prompt, answer, system=prompt.system) for prompt, answer in zip(prompts, its, strict=True)]
+        [(*prompt.messages, *conversation("", answer)[1:]) for prompt, answer in zip(prompts, its, strict=True)]
         for its in answers
     ]
     return [score_dialogues(model, tokenizer, its) for its in dialogues]
@@ -66,19 +71,23 @@ def answers_in(file: str, prompts: Sequence[Prompt]) -> list[str]:
     `UserError` if the file lacks some, or if a record is broken.
     """
 
-    def read(raw: RawRecord) -> tuple[Prompt, str]:
+    def read(raw: RawRecord) -> list[tuple[str, str | None, str]]:
         try:
-            dialogue = parse_sft(raw)
+            dialogues: list[Any] = parse(raw, "sft")
         except RecordError as error:
             if error.fault != "empty":
                 raise
-            return _prompt_of(raw), ""
-        return Prompt(dialogue.texts[0], dialogue.system), dialogue.texts[1]
+            return [(prompt_key(prompt), prompt.system, "") for prompt in prompts_of(raw)]
+        return [
+            (normalized("\n".join(dialogue.texts[:i])), dialogue.system, dialogue.texts[i])
+            for dialogue in dialogues
+            for i in range(1, len(dialogue.texts), 2)
+        ]
 
     answers: dict[tuple[str, str | None], str] = {}
-    for _, (prompt, answer) in read_parsed([file], read, []):
-        answers.setdefault((normalized(prompt.prompt), prompt.system), answer)
-    keys = [[(normalized(prompt.prompt), system) for system in (prompt.system, None)] for prompt in prompts]
+    for _, (key, system, answer) in read_parsed(read, [file], []):
+        answers.setdefault((key, system), answer)
+    keys = [[(prompt_key(prompt), system) for system in (prompt.system, None)] for prompt in prompts]
     missing = [prompt.prompt for prompt, its in zip(prompts, keys, strict=True) if answers.keys().isdisjoint(its)]
     if missing:
         raise UserError(f"{file}: no answer to {len(missing)} of {len(prompts)} prompts, such as {missing[:3]}")
@@ -115,7 +124,9 @@ def rank_answers(
     return records, left_out
 
 
-def split_file(file: str, train: str, held_out: str, fraction: float, seed: int) -> tuple[int, int]:
+def split_file(
+    file: str, train: str, held_out: str, fraction: float, seed: int, options: ReadingOptions = DEFAULTS
+) -> tuple[int, int]:
     """Write the records of `file`, in their order and shape, to `train` and `held_out`; return how many each has.
 
     Records with the same prompt (after NFKC and whitespace) go together. Prompts are drawn, by `seed`, until they
@@ -125,10 +136,12 @@ def split_file(file: str, train: str, held_out: str, fraction: float, seed: int)
     """
     if Path(train).resolve() == Path(held_out).resolve():
         raise UserError(f"{train} is named twice; the two outputs need a name each")
-    records = list(read_records(file))
+    records = list(read_records(file, options))
     groups: dict[str, list[int]] = {}
     for i, raw in enumerate(records):
-        groups.setdefault(normalized(_prompt_of(raw).prompt), []).append(i)
+        asked = prompts_of(raw)  # those of a broken record go together, for `kochat data clean` to mend
+        groups.setdefault(prompt_key(asked[0]) if asked else "", []).append(i)
+    check_columns([raw.layout for raw in records[:1]])
     wanted = fraction * len(records)
     drawn: set[int] = set()
     order = sorted(groups)
@@ -138,18 +151,19 @@ def split_file(file: str, train: str, held_out: str, fraction: float, seed: int)
             drawn.update(groups[key])
     if not drawn or len(drawn) == len(records):
         raise UserError(f"{file}: {len(groups)} different prompts can't be split at {fraction}")
-    shape = file_format(file).shape
+    shape = file_format(file, options)
     with new_file(train) as first, new_file(held_out) as second:  # neither appears without the other
         write_stream(first, shape, (raw.fields for i, raw in enumerate(records) if i not in drawn))
         write_stream(second, shape, (raw.fields for i, raw in enumerate(records) if i in drawn))
     return len(records) - len(drawn), len(drawn)
 
 
-def _prompt_of(raw: RawRecord) -> Prompt:
-    """The prompt of a record; an empty one if it is broken."""
-    if not isinstance(raw.fields, dict | Turns):
-        raw.has()  # raises what is wrong with it
+def prompts_of(raw: RawRecord) -> list[Any]:
+    """The prompts of a record; none if it is broken. Raises `RecordError` if it is no record at all."""
+    raw.known_fields()
     try:
-        return parse_prompt(raw)
-    except RecordError:
-        return Prompt("")  # for `kochat data clean` to mend: all of them stay together
+        return parse(raw, "prompt")
+    except RecordError as error:
+        if error.fault == "unclear":
+            raise
+        return []

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from kochat_trl.data.records import Messages, Prompt, Ranking, Record
+from kochat_trl.data.records import Labelled, Messages, Prompt, Ranking, Record
 from kochat_trl.models.template import answer_shape, answered, render
 from kochat_trl.models.tokenizer import CHAT_TEMPLATE
 from kochat_trl.settings.keys import DataArguments
@@ -28,21 +28,22 @@ def text_rows(
 
     With a tokenizer its template is applied: `prompt` and `completion` (SFT), `prompt`, `chosen` and `rejected`
     (preference) or `prompt`, each to be tokenized as it stands, and ending where rows do; a dialogue of several
-    exchanges is one `text`. Without, the same names hold the plain texts, or of a record with a system message, which
-    no plain text can tell, lists of messages; a dialogue of several exchanges is `messages`. Pairs of one ranking share
-    its `group`, and have a `margin` if the options ask for it.
+    exchanges is one `text`. Without, the same names hold the plain texts, or of a record with more before its answer
+    than one question, which no plain text can tell, lists of messages; a dialogue of several exchanges is `messages`.
+    Pairs of one ranking share its `group`, and have a `margin` if the options ask for it; an answer of KTO's has its
+    `label`.
     """
 
     def prompt_of(messages: Messages) -> Any:
         if tokenizer is not None:
             return render(tokenizer, messages, prompt=True)
-        return list(messages) if record.system else messages[-1]["content"]
+        return list(messages) if len(messages) > 1 else messages[-1]["content"]
 
     def answer_of(messages: Messages) -> Any:
         if tokenizer is not None:
             prompt_text = prompt_of(messages[:-1])
             return answered(tokenizer, answer_shape(tokenizer), prompt_text, messages)[len(prompt_text) :]
-        return [messages[-1]] if record.system else messages[-1]["content"]
+        return [messages[-1]] if len(messages) > 2 else messages[-1]["content"]
 
     if isinstance(record, Prompt):
         yield {"prompt": prompt_of(record.messages)}
@@ -52,6 +53,9 @@ def text_rows(
         for better, worse, distance in record.pairs(options.pairs):
             margin = {"margin": float(distance)} if options.rank_margins else {}
             yield {"prompt": prompt, "chosen": answers[better], "rejected": answers[worse]} | margin | {"group": group}
+    elif isinstance(record, Labelled):
+        prompt, completion = prompt_of(record.messages[:-1]), answer_of(record.messages)
+        yield {"prompt": prompt, "completion": completion, "label": record.label}
     elif len(record.texts) == 2:
         yield {"prompt": prompt_of(record.messages[:-1]), "completion": answer_of(record.messages)}
     elif tokenizer is None:

@@ -9,10 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Literal
 from unicodedata import normalize
-
-from kochat_trl.data.records import ANSWER_FIELDS, COMPLETION_FIELD, RawRecord, Turns
 
 import yaml
 
@@ -104,55 +102,3 @@ class Fault:
 _TABLE = yaml.safe_load(files(__package__).joinpath("faults.yaml").read_text(encoding="utf-8"))
 FAULTS = {name: Fault(name, _MENDS.get(name), **row) for name, row in _TABLE.items()}
 TEXT_FAULTS = [fault for fault in FAULTS.values() if fault.mend]
-
-
-def texts(raw: RawRecord) -> dict[str | int, str]:
-    """The texts of a record that are strings: by field name, and by turn of a dialogue. Other fields are left out.
-
-    The system message is `system`, also where it is the first of `messages`, whose other turns are counted from 0.
-    """
-    fields: Any = raw.fields
-    if isinstance(fields, Turns):
-        return {i: content for i, (_, content) in enumerate(fields)}
-    if not isinstance(fields, dict):
-        return {}
-    found: dict[str | int, Any] = {name: value for name, value in fields.items() if is_text_field(name)}
-    found |= {key: m.get("content") for key, m in _turns(fields) if isinstance(m, dict)}
-    return {name: value for name, value in found.items() if isinstance(value, str)}
-
-
-def is_text_field(name: str) -> bool:
-    return name in _TEXT_FIELDS or COMPLETION_FIELD.fullmatch(name) is not None
-
-
-def role_of(field: str | int) -> str:
-    """What a key of `texts` is, one of `ROLES`; an answer is something that the model is to say, or to judge."""
-    if field == "system":
-        return "system messages"
-    is_answer = field % 2 == 1 if isinstance(field, int) else field not in _PROMPT_FIELDS
-    return "answers" if is_answer else "prompts"
-
-
-def with_texts(raw: RawRecord, new: dict[str | int, str]) -> Any:
-    """The fields of `raw` with the texts in `new` put in place; `raw` stays as it is."""
-    fields: Any = raw.fields
-    if isinstance(fields, Turns):
-        return Turns((speaker, new.get(i, content)) for i, (speaker, content) in enumerate(fields))
-    turns = _turns(fields)
-    own = {name: text for name, text in new.items() if isinstance(name, str) and name not in dict(turns)}
-    messages = [m | {"content": new[key]} if key in new else m for key, m in turns]
-    return fields | own | ({"messages": messages} if messages else {})
-
-
-def _turns(fields: dict[str, Any]) -> list[tuple[str | int, Any]]:
-    """The `messages` of a record, under the keys of `texts`."""
-    messages = fields.get("messages")
-    if not isinstance(messages, list) or not messages:
-        return []
-    first = isinstance(messages[0], dict) and messages[0].get("role") == "system"
-    return [("system" if first and i == 0 else i - first, message) for i, message in enumerate(messages)]
-
-
-ROLES = ("prompts", "answers", "system messages")
-_PROMPT_FIELDS = {prompt for prompt, _ in ANSWER_FIELDS} | {"input"}
-_TEXT_FIELDS = {name for names in ANSWER_FIELDS for name in names} | {"input", "chosen", "rejected", "system"}

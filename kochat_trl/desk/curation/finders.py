@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+from kochat_trl.data.layout import RawRecord
 from kochat_trl.data.rankings import Tiers, disputed
-from kochat_trl.data.records import Dialogue, Prompt, Ranking, RawRecord, Record
+from kochat_trl.data.records import Dialogue, Labelled, Prompt, Ranking, Record
 from kochat_trl.data.text import has_hangul, normalized
-from kochat_trl.desk.curation.faults import role_of, texts
+from kochat_trl.desk.curation.texts import texts
 
 from tqdm import tqdm
 
@@ -23,31 +24,35 @@ BATCH = 1000  # texts, or records, that are tokenized together
 
 @dataclass(eq=False)
 class Item:
-    """The fields of a record and what recipes read in them: None if they refuse it, and no finder takes it then."""
+    """The fields of a record and what recipes read in them, an example or more: none if they refuse it, and no finder
+    takes it then."""
 
     raw: RawRecord
-    record: Record | None
+    records: Sequence[Record]
 
     @property
     def contents(self) -> tuple[str, ...]:
-        """The texts that recipes read, the prompt first, without the system message."""
-        if isinstance(self.record, Dialogue):
-            return self.record.texts
-        assert self.record is not None
-        return (self.record.prompt, *(self.record.completions if isinstance(self.record, Ranking) else ()))
+        """The texts that recipes read, the first prompt first, without the system message."""
+        return tuple(text for record in self.records for text in contents_of(record))
 
     @property
     def system(self) -> str:
-        return (self.record and self.record.system) or ""
+        return next((record.system for record in self.records if record.system), "")
 
     @property
-    def tiers(self) -> Tiers:
-        return self.record.tiers if isinstance(self.record, Ranking) else ()
+    def order(self) -> Tiers | bool:
+        """Which answers are better ones."""
+        (record, *_) = self.records
+        return record.tiers if isinstance(record, Ranking) else record.label if isinstance(record, Labelled) else ()
+
+    @property
+    def rankings(self) -> list[Ranking]:
+        return [record for record in self.records if isinstance(record, Ranking)]
 
     @cached_property
     def prompt_key(self) -> str:
         """What two prompts have in common that are the same to a reader."""
-        return normalized(self.contents[0])
+        return prompt_key(self.records[0])
 
 
 AnItem = TypeVar("AnItem", bound=Item)
@@ -55,9 +60,33 @@ Found = Iterator[tuple[AnItem, str]]
 Owner = TypeVar("Owner")
 
 
+def contents_of(record: Record) -> tuple[str, ...]:
+    """The texts of a record in their order, without the system message."""
+    if isinstance(record, Dialogue):
+        return record.texts
+    asked = (*record.history, record.prompt)
+    if isinstance(record, Ranking):
+        return (*asked, *record.completions)
+    return (*asked, record.completion) if isinstance(record, Labelled) else asked
+
+
+def prompt_key(record: Record) -> str:
+    """What is asked, with what stands before it, as a reader sees it; of a dialogue its first question."""
+    return normalized(record.texts[0] if isinstance(record, Dialogue) else "\n".join((*record.history, record.prompt)))
+
+
+def _judged(record: Record) -> Sequence[str]:
+    """The texts that Hangul is asked of."""
+    if isinstance(record, Dialogue):
+        return record.texts[1::2]
+    if isinstance(record, Ranking):
+        return record.completions
+    return [record.completion if isinstance(record, Labelled) else record.prompt]
+
+
 def written_texts(raw: RawRecord) -> list[tuple[str, str]]:
     """Each text that isn't blank, read by recipes or not, after what it is, one of `faults.ROLES`."""
-    return [(role_of(name), text) for name, text in texts(raw).items() if text.strip()]
+    return [(role, text) for role, text in texts(raw).values() if text.strip()]
 
 
 def own_faults(items: Sequence[AnItem]) -> Found[AnItem]:
@@ -69,14 +98,12 @@ def own_faults(items: Sequence[AnItem]) -> Found[AnItem]:
     for item in items:
         if any("\ufffd" in text for _, text in written_texts(item.raw)):
             yield item, "replacement"
-        prompt, *rest = item.contents
-        judged = {Prompt: [prompt], Dialogue: rest[::2], Ranking: rest}[type(item.record)]
-        if not all(map(has_hangul, judged)):
+        if not all(has_hangul(text) for record in item.records for text in _judged(record)):
             yield item, "no_hangul"
-        if isinstance(item.record, Ranking):
-            if len(item.tiers) < 2 or any(len(tier) > 1 for tier in item.tiers):
+        for record in item.rankings:
+            if len(record.tiers) < 2 or any(len(tier) > 1 for tier in record.tiers):
                 yield item, "tied"
-            if "chosen" not in item.raw.fields and disputed(item.raw.fields["ranking"], len(rest)):
+            if record.ranking is not None and disputed(record.ranking, len(record.completions)):
                 yield item, "three_cycle"
 
 
@@ -86,8 +113,8 @@ def overlaps(items: Sequence[AnItem], prompts: Collection[str]) -> Found[AnItem]
 
 
 _SAME: dict[str, Callable[[Item], Any]] = {
-    "duplicate": lambda item: (item.system, item.contents, item.tiers),
-    "near_duplicate": lambda item: (tuple(map(normalized, (item.system, *item.contents))), item.tiers),
+    "duplicate": lambda item: (item.system, item.contents, item.order),
+    "near_duplicate": lambda item: (tuple(map(normalized, (item.system, *item.contents))), item.order),
     "repeated_prompt": lambda item: item.prompt_key,
 }
 
@@ -110,13 +137,18 @@ def contradictions(items: Sequence[AnItem]) -> Found[AnItem]:
     All of them are found, not only the later ones: which of them is right can't be told. Under another system message
     another completion may well be the better one.
     """
-    having: dict[tuple[tuple[str, str], str, str], set[int]] = {}  # prompt, better, worse → places in `items`
+    having: dict[tuple[tuple[str, str], Any, Any], set[int]] = {}  # prompt, better, worse → places in `items`
     for place, item in enumerate(items):
-        if isinstance(item.record, Ranking):
-            prompt = (normalized(item.system), item.prompt_key)
-            completions = list(map(normalized, item.record.completions))
-            for i, j, _ in item.record.pairs():
-                having.setdefault((prompt, completions[i], completions[j]), set()).add(place)
+        prompt = (normalized(item.system), item.prompt_key)
+        for record in item.records:
+            if isinstance(record, Labelled):
+                judged = normalized(record.completion)
+                better, worse = (judged, None) if record.label else (None, judged)
+                having.setdefault((prompt, better, worse), set()).add(place)
+            elif isinstance(record, Ranking):
+                completions = list(map(normalized, record.completions))
+                for i, j, _ in record.pairs():
+                    having.setdefault((prompt, completions[i], completions[j]), set()).add(place)
     for (prompt, better, worse), places in having.items():
         both = places | having.get((prompt, worse, better), places)
         if better != worse and (prompt, worse, better) in having and len(both) > 1:
@@ -154,12 +186,13 @@ def row_lengths(items: Sequence[AnItem], tokenizer: Any, desc: str = "Tokenizing
     for batch in _batches(items, desc):
         rows: list[tuple[AnItem, Any]] = []
         for item in batch:
-            if isinstance(item.record, Ranking):
-                rows += [(item, item.record.messages(i)) for tier in item.tiers for i in tier]
-            elif item.record is not None:
-                rows.append((item, item.record.messages))
+            for record in item.records:
+                if isinstance(record, Ranking):
+                    rows += [(item, record.messages(i)) for tier in record.tiers for i in tier]
+                else:
+                    rows.append((item, record.messages))
         inputs = [row for _, row in rows]
-        if isinstance(batch[0].record, Prompt):
+        if isinstance(batch[0].records[0], Prompt):
             lengths = [len(ids) for ids in encode_prompts(tokenizer, inputs)]
         else:
             lengths = [len(ids) for ids, _ in encode_dialogues(tokenizer, inputs)]

@@ -6,7 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 from kochat_trl.data.rankings import disputed
-from kochat_trl.data.records import Dialogue, Prompt, Ranking, RawRecord, Record
+from kochat_trl.data.records import Dialogue, Labelled, Prompt, Ranking, Record, Source
 from kochat_trl.desk.curation.convert import template_tokenizer
 from kochat_trl.errors import UserError
 from kochat_trl.models.remote import allow_remote_code
@@ -30,25 +30,27 @@ WHOLE = "tokens and ids"  # of a sequence without labels
 
 
 def show_record(
-    raw: RawRecord, record: Record, options: DataArguments, tokenizer: PreTrainedTokenizerBase | None, console: Console
+    source: Source, record: Record, options: DataArguments, tokenizer: PreTrainedTokenizerBase | None, console: Console
 ) -> None:
     """Print one record: the text of its template, its tokens and labels, and the pairs of a ranking.
 
     Without a tokenizer the template is KoChatGPT's, and there are no tokens.
     """
     template = tokenizer or template_tokenizer()
-    console.rule(Text(str(raw.source)))
+    console.rule(Text(str(source)))
     if isinstance(record, Prompt):
         _print_text("templated text", render(template, record.messages, prompt=True), console)
         if tokenizer:
             _print_ids(tokenizer, encode_prompt(tokenizer, record.messages), None, console)
-    elif isinstance(record, Dialogue):
+    elif isinstance(record, Dialogue | Labelled):
+        if isinstance(record, Labelled):
+            console.print(f"label: {str(record.label).lower()}")
         _print_text("templated text", render(template, record.messages), console)
         if tokenizer:
             ids, labels = encode_dialogue(tokenizer, record.messages)
             _print_ids(tokenizer, ids, _parts(labels), console)
     else:
-        _print_ranking(raw, record, options, console)
+        _print_ranking(record, options, console)
         for i in range(len(record.completions)):
             _print_text(f"completion {i}, templated text", render(template, record.messages(i)), console)
             if tokenizer:
@@ -110,14 +112,15 @@ def collator(stage: Stage, tokenizer: PreTrainedTokenizerBase, training: Any) ->
     return collator_class(pad_token_id=tokenizer.pad_token_id, pad_to_multiple_of=training.pad_to_multiple_of)
 
 
-def _print_ranking(raw: RawRecord, record: Ranking, options: DataArguments, console: Console) -> None:
+def _print_ranking(record: Ranking, options: DataArguments, console: Console) -> None:
     tiers = " > ".join(" = ".join(map(str, tier)) for tier in record.tiers)
-    console.print(f"ranking {raw.fields.get('ranking', 'chosen > rejected')}: completions, best first: {tiers}")
+    written = "" if record.ranking is None else f"ranking {record.ranking}: "
+    console.print(f"{written}completions, best first: {tiers}")
     table = Table("better", "worse", "ranks apart", title=f"pairs: {options.pairs}", title_justify="left")
     for pair in record.pairs(options.pairs):
         table.add_row(*map(str, pair))
     console.print(table)
-    turned = [] if "chosen" in raw.fields else disputed(raw.fields["ranking"], len(record.completions))
+    turned = [] if record.ranking is None else disputed(record.ranking, len(record.completions))
     if turned and options.ranking_order == "best_first":
         shown = ", ".join(f"{better} > {worse}" for better, worse in turned)
         told = f"Read as rank_of, which KoChatGPT's trainer does, these are upside down: {shown}"

@@ -13,7 +13,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-_SHAPES = {"array": "JSON array", "lines": "JSON lines", "csv": "CSV", "text": "plain text"}
+_SHAPES = {"array": "JSON array", "lines": "JSON lines", "objects": "JSON objects", "object": "JSON object with a list"}
+_SHAPES |= {"csv": "CSV", "text": "plain text", "parquet": "Parquet", "arrow": "Arrow", "xlsx": "Excel"}
 _BARS = "▁▂▃▄▅▆▇█"
 _STYLES: dict[Level, str] = {"error": "bold red", "warning": "yellow"}
 
@@ -62,9 +63,14 @@ def _number(count: int, noun: str) -> str:
 def _facts(file: FileReport, brief: bool) -> str:
     facts: list[str] = [file.kind or "kind unknown"]
     if file.format:
-        facts.append(_SHAPES.get(file.format.shape, file.format.shape))
-        facts += [mark.upper() for mark in ("bom", "crlf", "gzip") if getattr(file.format, mark)]
+        facts.append("TSV" if file.format.delimiter == "\t" else _SHAPES.get(file.format.shape, file.format.shape))
+        facts += [mark.upper() for mark in ("bom", "crlf", "gzip", "zstd") if getattr(file.format, mark)]
     facts.append(f"{_number(file.records, 'record')}, {file.usable:,} usable")
+    if len(file.shapes) > 1:
+        facts += [f"{count:,} {shape}" for shape, count in file.shapes.items()]
+    else:
+        facts += list(file.shapes)
+    facts += [f"not read: {', '.join(file.not_read)}"] if file.not_read else []
     if list(file.turns) != ["2"]:
         facts += [f"{count:,} of {turns} turns" for turns, count in list(file.turns.items())[:5]]
     if not brief:

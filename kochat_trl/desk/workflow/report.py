@@ -10,9 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from kochat_trl.data.parse import parse
 from kochat_trl.data.probes import PROBES
 from kochat_trl.data.readers import read_records
-from kochat_trl.data.records import Dialogue, Prompt, RecordError, parse_prompt, parse_sft
+from kochat_trl.data.records import Dialogue, Prompt, RecordError
 from kochat_trl.data.text import hangul_share
 from kochat_trl.desk.answers.generate import Response, decoding, generate_answers, mean_logprob
 from kochat_trl.desk.answers.likeness import bleu, chrf, distinct, rouge_l
@@ -107,13 +108,13 @@ def read_questions(
         if len(prompts) >= limit + len(PROBES):
             break
         with suppress(RecordError):
-            prompt = parse_prompt(raw)
-            if prompt in prompts:
-                continue
-            prompts.append(prompt)
-            texts = parse_sft(raw).texts  # a record may be no more than a prompt
-            if len(texts) == 2:
-                references[prompt] = texts[1]
+            new: list[Any] = [prompt for prompt in parse(raw, "prompt") if prompt not in prompts]
+            prompts += new
+            dialogues: list[Any] = parse(raw, "sft") if new else []  # a record may be no more than a prompt
+            for dialogue in dialogues:
+                asked = Prompt(dialogue.texts[-2], dialogue.system, dialogue.texts[:-2])
+                if asked in new:
+                    references.setdefault(asked, dialogue.texts[-1])
     return prompts, references, held_out, judge_of(sources[0]) if len(sources) == 1 else None
 
 
@@ -193,7 +194,7 @@ def _references(
     tokenizer: Any, prompts: Sequence[Prompt], references: dict[Prompt, str], positions: int | None
 ) -> list[tuple[list[int], Response]]:
     """The ids of each prompt that has a reference, and of that; without those that run over the model's positions."""
-    dialogues = [Dialogue((p.prompt, references[p]), p.system).messages for p in prompts if p in references]
+    dialogues = [Dialogue((*p.history, p.prompt, references[p]), p.system).messages for p in prompts if p in references]
     pairs = [(ids, Response("", tuple(answer), True)) for ids, answer in encode_turns(tokenizer, dialogues)]
     return [(ids, answer) for ids, answer in pairs if positions is None or len(ids) + len(answer.ids) <= positions]
 

@@ -5,6 +5,7 @@ import json
 import unicodedata
 from pathlib import Path
 
+from kochat_trl.data.options import ReadingOptions
 from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS, read_records
 from kochat_trl.desk.curation.clean import Summary, clean_file
 from kochat_trl.desk.curation.faults import FAULTS
@@ -37,7 +38,8 @@ class Cleaned:
         self.folder, self.output = folder, folder / "clean.json"
         self.summary: Summary = clean_file(file, self.output, report=folder / "report.jsonl", **kwargs)
         self.bytes = self.output.read_bytes()
-        self.records = [raw.fields for raw in read_records(self.output)]
+        options = kwargs.get("options", ReadingOptions())
+        self.records = [raw.fields for raw in read_records(self.output, options)] if self.bytes else []
         self.report = [json.loads(line) for line in (folder / "report.jsonl").read_text("utf-8").splitlines()]
         self.faults = [(line["index"], line["action"], line["faults"]) for line in self.report]
 

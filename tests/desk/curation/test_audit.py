@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import cache
 
+from kochat_trl.data.options import ReadingOptions
 from kochat_trl.desk.curation.audit import BINS, check_files, measure
 from kochat_trl.models.tokenizer import load_tokenizer
 from tests.desk.curation.helpers import found, lines, printed, ranked
@@ -22,7 +23,7 @@ def test_kind_is_what_most_records_are(check):
     assert "field 'completion': found None" in file.findings[0].messages[0]
     assert check(records, kind="prompt").usable == 3
     assert check(records, kind="preference").errors == 3
-    unknown = check([{"text": "가"}])
+    unknown = check([{"tokens": 3}])
     assert (unknown.kind, unknown.errors) == (None, 1)
 
 
@@ -37,8 +38,8 @@ def test_format_and_turns(write, tmp_path):
         assert (file.format.bom, file.format.crlf, file.format.gzip) == (changed,) * 3
         assert (file.kind, file.turns, file.begin_with_quote) == ("sft", {"2": 1, "4": 1}, 2)
     text = printed(report)
-    assert "sft · dialogues · BOM · CRLF · GZIP · 2 records, 2 usable · 1 of 2 turns · 1 of 4 turns" in text
-    assert "sft · dialogues · 2 records, 2 usable · 1 of 2 turns · 1 of 4 turns" in text
+    assert "sft · dialogues · BOM · CRLF · GZIP · 2 records, 2 usable · dialogue · 1 of 2 turns · 1 of 4 turns" in text
+    assert "sft · dialogues · 2 records, 2 usable · dialogue · 1 of 2 turns · 1 of 4 turns" in text
 
 
 def test_a_file_that_breaks_off(write):
@@ -92,8 +93,8 @@ def test_overlap(write):
 
 def test_json_holds_the_report(write):
     files = [
-        write("rm.json", json.dumps([ranked([1, 2, 0], "가", "나", "다"), ranked([5, 0], "가", "나")])),
-        write("p.txt", "질문\n둘\n"),
+        write("rm.json", json.dumps([ranked([1, 2, 0], "가", "나", "다", prompt="하나"), ranked([5, 0], "가", "나")])),
+        write("p.txt", "하나\n둘\n"),
         "nowhere.json",
     ]
     report = check_files(files)
@@ -108,12 +109,30 @@ def test_json_holds_the_report(write):
     assert told["overlaps"] == [{"files": files[:2], "prompts": 1, "records": [1, 1], "shares": [1, 0.5]}]
 
 
-def test_a_pair_with_a_ranking_beside_it(tmp_path):
-    """`chosen` and `rejected` count, and the `ranking` is some field of the user's own."""
+def test_a_pair_with_a_ranking_beside_it(check):
+    """Which of the two is meant can't be told, but a person may say it."""
     record = {"prompt": "가나다", "chosen": "나다라", "rejected": "다라마", "ranking": 1}
-    (tmp_path / "a.jsonl").write_text(json.dumps(record), encoding="utf-8")
-    report = check_files([str(tmp_path / "a.jsonl")])
-    assert (report.errors, report.warnings, report.files[0].usable) == (0, 0, 1)
+    file = check([record])
+    assert (file.kind, file.usable, found(file)) == ("preference", 0, {("error", "unclear"): [0]})
+    assert "`columns: {ranking: ignore}`" in file.findings[0].messages[0]
+    file = check([record], options=ReadingOptions(columns={"ranking": "ignore"}))
+    assert (file.errors, file.warnings, file.usable, file.not_read) == (0, 0, 1, ["ranking"])
+
+
+def test_shapes_are_counted_and_what_is_not_read_is_told(check):
+    records = [
+        {"prompt": "가", "completion": "나", "tokens": 3},
+        {"instruction": "다", "output": "라", "mood": 7},
+        {"messages": [{"role": "user", "content": "마"}, {"role": "assistant", "content": "바"}]},
+        {"prompt": "사", "completion": ""},
+    ]
+    file = check(records)
+    assert file.shapes == {"exchange": 2, "dialogue": 1}
+    assert file.not_read == ["tokens", "mood"]
+    file = check([{"prompt": "가", "completion": "나", "비고": "글"}])
+    assert found(file) == {("error", "unclear"): [0]}
+    assert "field '비고': found '글', expected a field that is known" in file.findings[0].messages[0]
+    assert "--map 비고=" in file.findings[0].messages[0]
 
 
 def test_import_is_quick():

@@ -2,6 +2,7 @@
 
 import json
 
+from kochat_trl.data.options import ReadingOptions
 from kochat_trl.desk.curation.audit import TOGETHER, check_files, judge_reading
 from kochat_trl.desk.sample.sample import write_sample_data
 
@@ -21,7 +22,7 @@ def test_the_sample_data_says_how_it_was_ranked(tmp_path):
         assert (file.reading.verdict, file.reading.decided_by, file.alerts) == ("best_first", "has Hangul", [])
         assert sum(file.reading.rankings.values()) == file.records
         assert len(file.reading.rankings) == 6
-    (wrong,) = check_files([str(paths["rm_eval"])], order="rank_of").files
+    (wrong,) = check_files([str(paths["rm_eval"])], options=ReadingOptions(ranking_order="rank_of")).files
     assert wrong.reading == file.reading
     assert "read as rank_of, but the answers say that they are best_first" in wrong.alerts[0]
     assert f"of {file.count('three_cycle'):,} records" in wrong.alerts[0]
@@ -33,7 +34,7 @@ def test_the_sample_data_says_how_it_was_ranked(tmp_path):
     assert tuple(turned.reading.votes.values()) == tuple(file.reading.votes.values())[::-1]
     assert "`ranking_order: rank_of`" in turned.alerts[0]
     assert report.warnings == turned.warnings + 1
-    assert check_files([inverted], order="rank_of").files[0].alerts == []
+    assert check_files([inverted], options=ReadingOptions(ranking_order="rank_of")).files[0].alerts == []
 
 
 def test_four_records_tell_nothing(shared):

@@ -3,7 +3,7 @@
 import json
 
 from kochat_trl.data.readers import read_records
-from kochat_trl.data.records import Prompt, conversation, parse_preference
+from kochat_trl.data.records import Prompt, conversation
 from kochat_trl.desk.curation.build import (
     answers_in,
     gather_answers,
@@ -16,6 +16,7 @@ from kochat_trl.errors import UserError
 from kochat_trl.models.loading import add_lora, load_causal_lm, load_policy, new_reward_model
 from kochat_trl.reward.score import load_scorer, score_dialogues
 from kochat_trl.settings.keys import ModelArguments
+from tests.tiny import parsed
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def test_split_keeps_a_prompt_on_one_side(write, tmp_path):
     assert sorted(left + right, key=str) == sorted(records, key=str)
     assert not {r["prompt"].strip() for r in left} & {r["prompt"].strip() for r in right}
     assert left == [record for record in records if record in left]  # in the order of the file
-    assert all(parse_preference(raw) for raw in read_records(train))
+    assert len(parsed(train, "preference")) == 120
 
     with pytest.raises(UserError, match="is named twice"):
         split_file(path, str(tmp_path / "new"), str(tmp_path / "." / "new"), 0.2, seed=1)

@@ -5,14 +5,16 @@ import json
 import subprocess
 import sys
 
-from kochat_trl.data.readers import DIALOGUE_START, read_records
-from kochat_trl.data.records import conversation, parse
+from kochat_trl.data.options import ReadingOptions
+from kochat_trl.data.readers import DIALOGUE_START, file_format, read_records
+from kochat_trl.data.records import conversation
 from kochat_trl.desk.curation.clean import clean_file
 from kochat_trl.desk.curation.faults import FAULTS
 from kochat_trl.desk.curation.view import print_summary
 from kochat_trl.errors import UserError
 from kochat_trl.rows.encode import encode_dialogues, encode_prompts
 from tests.desk.curation.helpers import DEFAULT, RANKED, SFT, Cleaned, clean_names, messages, ranking
+from tests.tiny import parsed
 
 import pytest
 from rich.console import Console
@@ -93,7 +95,7 @@ def test_a_contradiction_goes_before_a_prompt_is_repeated(clean):
     """Otherwise the first of the two would stay because the second is gone."""
     records = [{"prompt": "질문", "chosen": a, "rejected": b} for a, b in (("가", "나"), ("나", "가"), ("다", "라"))]
     cleaned = clean(records, fixes=["contradiction", "repeated_prompt"])
-    assert cleaned.records == [ranking("다", "라", ranking=[0, 1])]
+    assert cleaned.records == [records[2]]
 
 
 def test_the_first_of_two_that_may_stay_is_kept(clean):
@@ -162,7 +164,7 @@ def test_if_the_output_cant_be_written_there_is_no_report(clean, tmp_path, monke
 
 def test_names_of_fixes(clean):
     with pytest.raises(
-        UserError, match=r"no fix 'swalowed'. Did you mean 'swallowed'\? The fixes are: broken, empty, "
+        UserError, match=r"no fix 'swalowed'. Did you mean 'swallowed'\? The fixes are: broken, unclear, empty, "
     ):
         clean([SFT], fixes=["swalowed"])
 
@@ -186,7 +188,7 @@ def test_the_kind_of_a_file(clean, write, tmp_path):
         ([SFT, prompt], r"different kinds \(1 sft, 1 prompt\)"),
         ([SFT, prompt, prompt], r"different kinds \(2 prompt, 1 sft\)"),
         ([SFT, SFT, RANKED], r"different kinds \(2 sft, 1 preference\)"),
-        ([{"text": "가"}], "no record has fields that tell"),
+        ([{"tokens": 3}], "no record has fields that tell"),
     ):
         with pytest.raises(UserError, match=f"{message}.*--kind"):
             clean_file(write("mixed.json", json.dumps(records)), tmp_path / "o", report=tmp_path / "r")
@@ -274,10 +276,14 @@ def test_all_fixes_at_once(clean, write, tiny_tokenizer):
 
 
 def test_a_field_of_a_message_is_not_lost(tmp_path):
+    """Text that nothing reads is refused before, unless a person says that it is of no use."""
     turns = [{"role": "user", "content": "안녕", "name": "철수"}, {"role": "assistant", "content": "네, 안녕하세요."}]
     (tmp_path / "in.jsonl").write_text(json.dumps({"messages": turns}), encoding="utf-8")
-    clean_file(tmp_path / "in.jsonl", tmp_path / "out.jsonl", report=tmp_path / "report.jsonl")
-    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8")) == [{"messages": turns}]
+    paths = {"file": tmp_path / "in.jsonl", "output": tmp_path / "out.jsonl", "report": tmp_path / "report.jsonl"}
+    with pytest.raises(UserError, match=r"field 'messages\[\].name': found '철수'"):
+        clean_file(**paths)
+    clean_file(**paths, options=ReadingOptions(columns={"messages[].name": "ignore"}))
+    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8")) == {"messages": turns}
 
 
 def test_the_real_prompts(clean, shared, tmp_path):
@@ -311,7 +317,7 @@ def test_the_real_answers_and_rankings(shared, tmp_path, clean):
 
 
 def test_real_files_without_faults_come_out_as_they_are(shared, tmp_path):
-    """But for the shape, and for two rankings whose completions are the same."""
+    """But for copies, and for two pairs whose answers are the same."""
     kinds = {"chatbot/ChatbotData.csv": ("sft", 73), "kochatgpt/kochatgpt_1_SFT_conversation.jsonl": ("sft", 0)}
     kinds |= {"mygpt/ive_train_rm.jsonl": ("preference", 2), "mygpt/ive_instruction_train.jsonl": ("sft", 0)}
     for name, (kind, dropped) in kinds.items():
@@ -320,5 +326,7 @@ def test_real_files_without_faults_come_out_as_they_are(shared, tmp_path):
         cleaned = Cleaned(folder, shared / "data" / name)
         assert (cleaned.summary.changed, cleaned.summary.dropped) == (0, dropped)
         gone = {line["index"] for line in cleaned.report}
-        old = [parse(raw, kind) for raw in read_records(shared / "data" / name) if raw.source.index not in gone]
-        assert [parse(raw, kind) for raw in read_records(cleaned.output)] == old
+        old = [raw.fields for raw in read_records(shared / "data" / name) if raw.source.index not in gone]
+        assert cleaned.records == old
+        assert len(parsed(cleaned.output, kind)) == len(old)
+        assert file_format(cleaned.output).shape == file_format(shared / "data" / name).shape

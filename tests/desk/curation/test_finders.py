@@ -2,6 +2,7 @@
 
 import json
 
+from kochat_trl.data.options import ReadingOptions
 from kochat_trl.data.records import conversation
 from kochat_trl.desk.curation.audit import KEPT, check_files
 from kochat_trl.desk.curation.clean import clean_file
@@ -130,10 +131,10 @@ def test_three_cycles(check):
 def test_rankings_are_read_in_the_given_order(check):
     records = [ranked([0, 1, 1], "가", "나", "다"), ranked([2, 0, None], "가", "나", "다", prompt="둘")]
     assert found(check(records)) == {("error", "broken"): [0, 1]}
-    assert found(check(records, order="rank_of")) == {("warning", "tied"): [0]}
+    assert found(check(records, options=ReadingOptions(ranking_order="rank_of"))) == {("warning", "tied"): [0]}
     turned = [ranked([1, 2, 0], "가", "나", "다"), {"prompt": "질문", "chosen": "나", "rejected": "다"}]
     assert check(turned).count("contradiction") == 0
-    assert check(turned, order="rank_of").count("contradiction") == 2
+    assert check(turned, options=ReadingOptions(ranking_order="rank_of")).count("contradiction") == 2
 
 
 def test_the_first_records_and_all_of_the_count(check):
@@ -241,7 +242,7 @@ FILES = {
         {"prompt": "물음", **COMPLETIONS, "ranking": [[0, 1], 2]},
         {"prompt": "뭐", **COMPLETIONS, "completion_1": "ok", "ranking": [2, 0]},
         {"prompt": "뭐", **COMPLETIONS, "completion_1": "ok", "ranking": [2, 0]},
-        {"prompt": "몰라", "chosen": "몰라", "rejected": "반가 " * 20, "ranking": [1, 2, 0]},
+        {"prompt": "몰라", "chosen": "몰라", "rejected": "반가 " * 20},
     ],
     "prompt": [{"instruction": "Translate this.", "input": "안녕"}, {"prompt": "Hi", "completion": "안녕"}],
 }

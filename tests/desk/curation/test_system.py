@@ -2,16 +2,17 @@
 
 import json
 
-from kochat_trl.data.readers import read_records
-from kochat_trl.data.records import Dialogue, Prompt, RawRecord, Source, conversation, parse_prompt
+from kochat_trl.data.layout import RawRecord
+from kochat_trl.data.records import Dialogue, Prompt, Source, conversation
 from kochat_trl.desk.curation.build import answers_in, gather_answers, rank_answers, read_prompts
 from kochat_trl.desk.curation.convert import template_tokenizer, text_rows
-from kochat_trl.desk.curation.faults import texts, with_texts
+from kochat_trl.desk.curation.texts import ANSWERS, PROMPTS, SYSTEMS, texts, with_texts
 from kochat_trl.errors import UserError
 from kochat_trl.models.template import render
 from kochat_trl.rows.encode import encode_dialogue, encode_prompt
 from kochat_trl.settings.keys import DataArguments
 from tests.desk.curation.helpers import RANKED, SFT, Cleaned, found, lines, messages
+from tests.tiny import parsed
 
 import pytest
 
@@ -24,17 +25,29 @@ def raw(fields):
     return RawRecord(Source("a.jsonl", 0, 1), fields)
 
 
-def test_its_text_is_system_and_turns_are_counted_without_it():
-    assert texts(raw(SPOKEN)) == {"system": "존댓말로 답해."} | dict(enumerate("가나다라"))
-    assert texts(raw(SFT | POLITE)) == SFT | POLITE
-    new = {"system": "S", 0: "U", 1: "A"}
-    changed = with_texts(raw(SPOKEN), new)
-    assert [message["content"] for message in changed["messages"]] == ["S", "U", "A", "다", "라"]
+def test_its_text_is_a_system_message_wherever_it_stands():
+    spoken = texts(raw(SPOKEN))
+    assert list(spoken) == [("messages", i, "content") for i in range(5)]
+    assert [role for role, _ in spoken.values()] == [SYSTEMS, PROMPTS, ANSWERS, PROMPTS, ANSWERS]
+    assert [text for _, text in spoken.values()] == ["존댓말로 답해.", *"가나다라"]
+    assert texts(raw(SFT | POLITE)) == {
+        ("prompt",): (PROMPTS, "질문"),
+        ("completion",): (ANSWERS, "답"),
+        ("system",): (SYSTEMS, "존댓말로 답해."),
+    }
+    assert texts(raw({"text": "<sys> S <usr> U <bot> A"})) == {
+        ("text", "#", 1): (SYSTEMS, "S"),
+        ("text", "#", 3): (PROMPTS, "U"),
+        ("text", "#", 5): (ANSWERS, "A"),
+    }
+    changed = with_texts(SPOKEN, {("messages", 0, "content"): "S", ("messages", 1, "content"): "U"})
+    assert [message["content"] for message in changed["messages"]] == ["S", "U", "나", "다", "라"]
+    assert [message["role"] for message in changed["messages"]] == [message["role"] for message in SPOKEN["messages"]]
+    assert SPOKEN["messages"][0]["content"] == "존댓말로 답해."
     assert "system" not in changed
-    assert with_texts(raw(SFT | POLITE), {"system": "S"}) == SFT | {"system": "S"}
-    assert with_texts(raw(TALK | POLITE), {"system": "S", 0: "U"})["system"] == "S"
+    assert with_texts(SFT | POLITE, {("system",): "S"}) == SFT | {"system": "S"}
+    assert with_texts({"text": " <usr> U <bot>A"}, {("text", "#", 1): "V"}) == {"text": " <usr> V <bot>A"}
     assert texts(raw({"messages": []})) == {}
-    assert with_texts(raw({"messages": [], "prompt": "가"}), {"prompt": "나"}) == {"messages": [], "prompt": "나"}
 
 
 def test_it_is_no_answer_and_no_prompt(check):
@@ -83,27 +96,28 @@ def test_a_row_is_as_long_as_its_messages(check, tiny_tokenizer, fields):
 
 
 @pytest.mark.parametrize(
-    ("record", "expected"),
+    "record",
     [
-        (SFT | {"system": "'존댓말로 답해."}, SFT | POLITE),
-        ({"instruction": "질문", "input": "", "output": "답"} | POLITE, SFT | POLITE),
-        ({"prompt": "가", "chosen": "나", "rejected": "다"} | POLITE, None),
-        (SPOKEN, SPOKEN),
-        ({"messages": SPOKEN["messages"][:3]}, {"messages": SPOKEN["messages"][:3]}),
-        (TALK | POLITE, TALK | POLITE),
-        (messages("가", "나") | POLITE, messages("가", "나") | POLITE),
+        SFT | POLITE,
+        {"instruction": "질문", "input": "", "output": "답"} | POLITE,
+        {"prompt": "가", "chosen": "나", "rejected": "다"} | POLITE,
+        SPOKEN,
+        {"messages": SPOKEN["messages"][:3]},
+        TALK | POLITE,
+        messages("가", "나") | POLITE,
+        {"text": "<sys> 존댓말로 답해. <usr> 가 <bot> 나"},
     ],
 )
-def test_it_survives_every_rewriting(clean, record, expected):
-    if expected is None:
-        expected = {"prompt": "가", "completion_0": "나", "completion_1": "다", "ranking": [0, 1]} | POLITE
-    cleaned = clean([record])
-    assert cleaned.records == [expected]
-    assert cleaned.again().bytes == cleaned.bytes
+def test_it_is_mended_and_survives(clean, record):
+    (place,) = [place for place, (role, _) in texts(raw(record)).items() if role == SYSTEMS]
+    cleaned = clean([with_texts(record, {place: "'존댓말로 답해."}), record | {"id": 1}], fixes=["stray_quote"])
+    assert cleaned.records == [record, record | {"id": 1}]
+    assert cleaned.faults == [(0, "changed", ["stray_quote"])]
+    assert cleaned.again().summary.dropped == 1  # they are the same now
 
 
 def test_a_tied_ranking_under_one_is_no_copy_of_one_without(clean):
-    tied = RANKED | {"ranking": [[0, 1, 2]]}
+    tied = RANKED | {"ranking": [0, [1, 2]]}
     cleaned: Cleaned = clean([tied, tied | POLITE, tied | POLITE], fixes=["duplicate"])
     assert cleaned.faults == [(2, "dropped", ["duplicate"])]
 
@@ -170,7 +184,7 @@ def test_prompts_keep_it(kochat, write, tmp_path):
     assert read_prompts(path) == (expected, [])
     code, printed = kochat("data", "prompts", path, "--output", tmp_path / "prompts.json")
     assert code == 0, printed
-    assert [parse_prompt(record) for record in read_records(tmp_path / "prompts.json")] == expected
+    assert parsed(tmp_path / "prompts.json", "prompt") == expected
     records, _ = rank_answers(expected, [["가"] * 3, ["나"] * 3], seed=0)
     assert [record.get("system") for record in records] == [None, *["존댓말로 답해."] * 2]
 

@@ -1,5 +1,6 @@
 """What `kochat data check` prints."""
 
+from kochat_trl.data.options import ReadingOptions
 from kochat_trl.desk.curation.audit import check_files
 from kochat_trl.desk.sample.sample import write_sample_data
 from tests.desk.curation.helpers import lines, printed, ranked
@@ -26,7 +27,9 @@ def test_print_shows_what_is_there_and_nothing_else(write):
 
 def test_print_says_loudly_what_is_upside_down_or_unreadable(tmp_path):
     path = write_sample_data(tmp_path, seed=1)["rm_eval"]
-    text = " ".join(printed(check_files([str(path), "nowhere.json"], order="rank_of")).split())
+    text = " ".join(
+        printed(check_files([str(path), "nowhere.json"], options=ReadingOptions(ranking_order="rank_of"))).split()
+    )
     assert "warning: The rankings are read as rank_of, but the answers say that they are best_first" in text
     assert "error: nowhere.json: can't be read: No such file" in text
 

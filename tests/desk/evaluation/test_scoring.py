@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from kochat_trl.data.records import conversation
 from kochat_trl.desk.evaluation import scoring, view
 from kochat_trl.desk.evaluation.metrics import ScoredAnswer
-from kochat_trl.desk.evaluation.scoring import Reading, read_rankings, score_rankings
+from kochat_trl.desk.evaluation.scoring import read_rankings, score_rankings
 from kochat_trl.desk.statistics import wilson_interval
 from kochat_trl.errors import UserError
 from kochat_trl.files import new_file
@@ -276,12 +276,12 @@ def test_eval_refuses_cuts_or_leaves_out_what_is_too_long(kochat, long, tiny_rew
 
 def test_a_cut_is_the_one_of_training(long, tiny_reward, tiny_tokenizer):
     for overlong in ("truncate", "drop"):
-        texts, report = read_rankings(tiny_reward, [long], Reading(overlong=overlong))
+        texts, report = read_rankings(tiny_reward, [long], DataArguments(overlong=overlong))
         rows, trained = build_dataset([long], "reward", tiny_tokenizer, 128, DataArguments(overlong=overlong))
         assert [[text.ids for text in group] for group in texts] == rows["completion_ids"]
         assert [[text.row["rank"] for text in group] for group in texts] == rows["ranks"]
         assert str(report) == str(trained)
-    (_, texts), _ = read_rankings(tiny_reward, [long], Reading(overlong="truncate"))
+    (_, texts), _ = read_rankings(tiny_reward, [long], DataArguments(overlong="truncate"))
     assert [len(text.ids) for text in texts if text.row["completion"].startswith("다")] == [128]
     assert [text.tokens for text in texts][1] == 128 - len(encode_prompt(tiny_tokenizer, conversation("가")))
 

@@ -225,7 +225,10 @@ class Example:
                 continue
             system = self.one_system(asked.system, before.system)
             said = asked.texts and asked.texts != before.texts
-            alone = len(asked.texts) == 1 and asked.texts[0].strip() in map(str.strip, before.texts)
+            alone = len(asked.texts) == 1 and asked.texts[0].strip() in (
+                before.texts[0].strip(),
+                before.texts[-1].strip(),
+            )
             if said and not alone:
                 raise self.error(field, before.texts, "a dialogue with the prompt that stands beside it")
             asked = Asked(before.texts, system)
@@ -242,6 +245,27 @@ class Example:
         if not isinstance(value, list) or not value:
             raise self.error(field, value, "a list of answers")
         return [(f"{field}, item {i}", item) for i, item in enumerate(value)]
+
+    def check_unordered(self) -> None:
+        """Refuse several answers beside something that may say which of them is the better one."""
+        columns = self.raw.layout.options.columns
+        answers = {name: f"{name}." for name in self.plan.numbered} | {self.plan.listed or "": f"{self.plan.listed}[]."}
+        beside: dict[str, Any] = {}
+        for name, value in self.fields.items():
+            if name in answers:
+                items = value if isinstance(value, list) else [value]
+                beside |= {
+                    f"{answers[name]}{k}": v for item in items if isinstance(item, dict) for k, v in item.items()
+                }
+            elif shapes.role_of(name) in (None, "ignore"):
+                beside[name] = value
+        for name, value in beside.items():
+            counts = shapes.plain(name.rpartition(".")[2]) in shapes.COUNTERS
+            numbers = value if isinstance(value, list) and value else [value]
+            if not counts and columns.get(name) != "ignore" and all(isinstance(n, int | float) for n in numbers):
+                expected = "no number that may say which answer is the better one; if it does, say so with "
+                expected += f"`columns: {{{name}: scores}}`, and else `columns: {{{name}: ignore}}`"
+                raise self.error(name, value, expected, "unclear")
 
     def compared(self) -> tuple[Asked, tuple[str, ...], Tiers, Any]:
         """What is asked, the answers to it, their order, and KoChatGPT's `ranking` if that is what told it."""
@@ -300,6 +324,10 @@ class Example:
     def ranking(self, field: str, value: Any, count: int) -> tuple[Tiers, Any]:
         order = self.raw.layout.options.ranking_order
         ranking, base = counted_from_0(value, count)
+        first = shapes.number_of(self.plan.numbered[0]) if self.plan.numbered else None
+        if order == "best_first" and first and first[1].lstrip("0") == "1" and base != 1:
+            expected = f"all numbers from 1 to {count}, as '{self.plan.numbered[0]}' is the first answer"
+            raise self.error(field, value, expected, "unclear")
         try:
             tiers = ranking_tiers(ranking, count, order)
         except ValueError as error:

@@ -118,7 +118,7 @@ class Layout:
         self.names: dict[str, None] = {}
         self.counts_from: dict[int, Source] = {}  # what rankings count from → the first that does
         self.unseen = set(options.columns) - set(around)
-        self._prefix = f"{holder}[]."
+        self._prefix = "" if holder is None else f"{holder}[]."
         self._plans: dict[Any, Plan] = {}
         self._messages: dict[tuple[str, ...], MessageKeys] = {}
 
@@ -129,8 +129,8 @@ class Layout:
         if plan is None:
             plan = self._plans[key] = self._planned(fields)
         if plan.listed and isinstance(answers := fields[plan.listed], list) and answers:
-            inner = answers[0]
-            if isinstance(inner, dict) and shapes.knows_answer(inner):
+            inner = {name: None for item in answers if isinstance(item, dict) for name in item}
+            if shapes.knows_answer(inner):
                 key = (key, tuple(inner))
                 plan = self._plans.get(key) or self._plans.setdefault(key, self._planned(fields, inner))
         return plan
@@ -183,6 +183,8 @@ class Layout:
                 unknown.append(name)
             elif role not in (None, "ignore"):
                 paths.setdefault(role, []).append((name,))
+        for own in paths.values():
+            own.sort(key=lambda path: list(fields).index(path[0]))  # as the file has them, whatever the map's order
         for name in fields:
             if mapped.get(name, self._role_of(name, fields)) == "ignore" and name not in inside:
                 self.pass_over(name)

@@ -38,7 +38,9 @@ def parse(raw: RawRecord, kind: Kind) -> list[Record]:
     fields = raw.known_fields()
     plan = raw.layout.plan(fields)
     if raw.layout.unseen:
-        raw.layout.look_for_columns(fields)
+        raw.layout.look_for_columns(raw.fields)
+    if fields is not raw.fields:
+        _check_nulls(raw)
     if not plan.whole:
         _check_understood(raw, plan, fields)
     if not plan.each:
@@ -47,6 +49,15 @@ def parse(raw: RawRecord, kind: Kind) -> list[Record]:
     if not isinstance(items, list) or not items:
         raise RecordError(raw.source, plan.each, items, "a list of examples")
     return [record for item in items for record in _READ[kind](Example(raw, plan, fields | {plan.each: item}))]
+
+
+def _check_nulls(raw: RawRecord) -> None:
+    """Refuse a null in the place of what answers are compared by: without it the record would be another one."""
+    for name, value in raw.fields.items():
+        role = shapes.role_of(name)
+        if value is None and role in shapes.ORDERS and raw.layout.options.columns.get(name) != "ignore":
+            expected = f"what it says of the answers; leave it out with `columns: {{{name}: ignore}}`"
+            raise RecordError(raw.source, name, value, expected)
 
 
 def _check_understood(raw: RawRecord, plan: Plan, fields: dict[str, Any]) -> None:
@@ -123,6 +134,8 @@ def _sft(read: Example) -> list[Record]:
         return [Dialogue(asked.texts, asked.system)]
     if shape.kind == "prompt":
         raise read.error("completion", None, f"a non-empty string, such as {shapes.names_of('completion')}")
+    if "completions" in read.plan.paths:
+        read.check_unordered()
     named = read.candidates() if "completions" in read.plan.paths else [read.get("completion")]
     asked, answers = read.answers(asked, named)
     _check_asks(read, asked)
@@ -148,7 +161,9 @@ def _preference(read: Example) -> list[Record]:
 def _prompt(read: Example) -> list[Record]:
     """What is asked; of a dialogue that is answered to the end, its first question."""
     asked, paths = read.asked(), read.plan.paths
-    if read.plan.asks != "prompt":
+    if read.plan.asks == "prompt" and isinstance(read.get("chosen")[1], list):
+        asked, _ = read.answers(asked, [read.get("chosen")])  # which may tell what stands before the question
+    elif read.plan.asks != "prompt":
         last_is_answer = "label" in paths and "completion" not in paths
         if last_is_answer or ("rejected" in paths and "chosen" not in paths):
             asked, _ = read.whole(read.get("messages")[0], asked)

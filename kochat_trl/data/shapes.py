@@ -41,6 +41,10 @@ NAMES: dict[Role, str] = {
     "score_chosen score_rejected chosen_score rejected_score score rating rank margin group file filename path "
     "version",
 }
+# Roles that say which of several answers is the better one; and numbers that don't.
+ORDERS = {"ranking", "ranks", "scores", "winner", "label"}
+COUNTERS = {"id", "idx", "index", "no", "번호", "순번", "tokens", "token_count", "length", "num_turns", "turn", "count"}
+COUNTERS |= {"answer_count", "data_id", "custom_id", "row_id", "timestamp", "version"}
 # Of no use beside others: the label of ChatbotData's `Q,A,label` is a mood.
 NO_USE_BESIDE = {"label": {"q", "a"}}
 ROLES = {name: role for role, names in NAMES.items() for name in names.split()}

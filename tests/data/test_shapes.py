@@ -201,6 +201,27 @@ REFUSED = {
         THREE | {"ranking": "201"},
         "field 'ranking': found '201', expected indices from 0 to 2",
     ),
+    "a ranking from 0 of answers from 1": (
+        {"prompt": USER, "completion_0": None, "completion_1": "나", "completion_2": "다", "ranking": [1, 0]},
+        "expected all numbers from 1 to 2, as 'completion_1' is the first answer",
+    ),
+    "some of a ranking of answers from 1": (
+        {"prompt": USER, **{f"completion_{i}": f"가{i}" for i in (1, 2, 3)}, "ranking": [1, 2]},
+        "expected all numbers from 1 to 3",
+    ),
+    "answers beside a number": (
+        {"prompt": USER, "response_a": "가", "response_b": "나", "best": 1},
+        r"field 'best': found 1, expected no number that may say which .*`columns: \{best: scores\}`",
+    ),
+    "answers with a number each": (
+        {"prompt": USER, "answers": [{"content": "가", "votes": 3}, {"content": "나", "votes": 5}]},
+        r"field 'answers\[\].votes': found 5, expected no number",
+    ),
+    "a label that is null": (
+        {"prompt": USER, "completion": BOT, "label": None},
+        "field 'label': found None, expected what",
+    ),
+    "a ranking that is null": (THREE | {"ranking": None}, "field 'ranking': found None, expected what it says"),
     "a verdict on none": ({"prompt": USER, "response_a": "가", "response_b": "나", "winner": "c"}, "or tie"),
     "a draw": (
         {"prompt": USER, "response_a": "가", "response_b": "나", "winner": "tie (bothbad)"},
@@ -259,6 +280,12 @@ def test_what_nothing_reads_is_named():
     one = raw({"prompt": USER, "completion": BOT, "url": "https://a.kr", "tokens": 3, "길이": 12, "비고": ""})
     parse(one, "sft")
     assert list(one.layout.passed_over) == ["url", "tokens", "길이", "비고"]
+
+
+def test_a_score_that_one_answer_lacks():
+    answers = [{"text": "가"}, {"text": "나", "score": 5}, {"text": "다", "score": 1}]
+    (ranking,) = parse(raw({"prompt": USER, "responses": answers}), "preference")
+    assert ranking.tiers == ((1,), (2,))
 
 
 def test_a_ranking_remembers_what_the_file_said():

@@ -132,7 +132,7 @@ BROKEN = [
         )
         for ranking in ([0, 0], [1, 3], "나가", [True, False], [0, 1, 2], [0, []], [[[0]], 1], [0.0, 1])
     ],
-    ("preference", RANKED | {"ranking": None}, "expected answers to compare"),
+    ("preference", RANKED | {"ranking": None}, "expected what it says of the answers"),
     (
         "preference",
         RANKED | {"completion_1": "나", "ranking": [0, 1]},

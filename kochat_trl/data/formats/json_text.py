@@ -238,6 +238,8 @@ def _holder(beginning: Beginning, line: int, wrapper: Mapping[str, Any]) -> str 
     `columns` chooses one by a path such as `train[].question`. Otherwise it is the only field that is a list of
     objects, in an object of which no field is something that is read.
     """
+    if shapes.knows(wrapper):
+        return None
     columns = {path: role for path, role in beginning.options.columns.items() if role != "ignore"}
     chosen = [
         name
@@ -248,7 +250,7 @@ def _holder(beginning: Beginning, line: int, wrapper: Mapping[str, Any]) -> str 
     if len(chosen) == 1:
         return chosen[0]
     mapped = any(path == name or path.startswith((f"{name}.", f"{name}[]")) for path in columns for name in wrapper)
-    if shapes.knows(wrapper) or (mapped and not chosen):
+    if mapped and not chosen:
         return None
     lists = [name for name, value in wrapper.items() if value and isinstance(value, list) and _all_objects(value)]
     if len(lists) < 2:

@@ -18,6 +18,7 @@ from kochat_trl.data.shapes import Role, Shape
 
 TURNS = ("user", "assistant")
 _TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_JUDGED = ("model", "response", "answer", "completion", "conversation", "assistant")  # `winner: model_b`
 _TIES = ("tie", "draw", "both", "equal", "same")
 
 
@@ -344,7 +345,8 @@ class Example:
         numbers = [(shapes.number_of(name) or ("", ""))[1] for name in names]
         fits = []
         for i, name in enumerate(names):
-            if said in (shapes.plain(name), numbers[i]) or said.endswith(f"_{numbers[i]}"):
+            known = (f"{stem}_{numbers[i]}" for stem in _JUDGED)
+            if said in (shapes.plain(name), numbers[i], *known):
                 fits.append(i)
         if len(fits) != 1:
             raise self.error(field, value, f"one of {', '.join(names)}, or tie")

@@ -195,7 +195,9 @@ class Layout:
             (whole,) = paths["completions"]
             del paths["completions"]
             for role, names in CANDIDATE.items():
-                for name in (name for name in answer if shapes.plain(name) in names.split()):
+                for name in answer:
+                    if shapes.plain(name) not in names.split() or self.ignores((*whole, "[]", name)):
+                        continue
                     paths.setdefault(role, []).append((*whole, "[]", name))
             inside.setdefault(whole[0])
         each = None

@@ -222,6 +222,10 @@ REFUSED = {
         "field 'label': found None, expected what",
     ),
     "a ranking that is null": (THREE | {"ranking": None}, "field 'ranking': found None, expected what it says"),
+    "a verdict that names one to say no": (
+        {"prompt": USER, "response_a": "가", "response_b": "나", "winner": "not_a"},
+        "found 'not_a', expected one of response_a, response_b, or tie",
+    ),
     "a verdict on none": ({"prompt": USER, "response_a": "가", "response_b": "나", "winner": "c"}, "or tie"),
     "a draw": (
         {"prompt": USER, "response_a": "가", "response_b": "나", "winner": "tie (bothbad)"},
@@ -280,6 +284,15 @@ def test_what_nothing_reads_is_named():
     one = raw({"prompt": USER, "completion": BOT, "url": "https://a.kr", "tokens": 3, "길이": 12, "비고": ""})
     parse(one, "sft")
     assert list(one.layout.passed_over) == ["url", "tokens", "길이", "비고"]
+
+
+def test_a_rank_beside_a_score_is_left_out_when_it_is_said():
+    answers = [{"text": "가", "score": 1, "rank": 1}, {"text": "나", "score": 5, "rank": 2}]
+    fields = {"prompt": USER, "responses": answers}
+    with pytest.raises(RecordError, match=r"`columns: \{responses\[\].rank: ignore\}`"):
+        parse(raw(fields), "preference")
+    (ranking,) = parse(raw(fields, columns={"responses[].rank": "ignore"}), "preference")
+    assert ranking.tiers == ((1,), (0,))
 
 
 def test_a_score_that_one_answer_lacks():

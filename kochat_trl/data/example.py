@@ -5,20 +5,22 @@ the field, what was found and what was expected.
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from kochat_trl.data import shapes
-from kochat_trl.data.layout import Plan, RawRecord, found, shown, texts_in
-from kochat_trl.data.rankings import Tiers, counted_from_0, ranking_tiers
-from kochat_trl.data.records import Described, Fault, Prompt, RecordError
+from kochat_trl.data.layout import Plan, RawRecord, shown, texts_in, value_at
+from kochat_trl.data.rankings import Tiers, as_number, counted_from_0, ranking_tiers
+from kochat_trl.data.records import Described, Fault, Prompt, RecordError, in_columns
 from kochat_trl.data.shapes import Role, Shape
 
 TURNS = ("user", "assistant")
 _TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _JUDGED = ("model", "response", "answer", "completion", "conversation", "assistant")  # `winner: model_b`
+_ITEM = re.compile(r", item \d+")  # as `candidates` names one of a list of answers
 _TIES = ("tie", "draw", "both", "equal", "same")
 
 
@@ -53,7 +55,7 @@ class Example:
         if name := self.plan.plain.get(role):
             return name, self.fields[name]
         path = self.plan.path(role)
-        return (shown(path), found(self.fields, path)) if path else (role, None)
+        return (shown(path), value_at(self.fields, path)) if path else (role, None)
 
     # --- Texts ------------------------------------------------------------------------------------
 
@@ -94,12 +96,14 @@ class Example:
     def message_keys(self, field: str, message: dict[str, Any]) -> tuple[str | None, str | None]:
         """Under which keys a message has its speaker and its content. Text under any other key is refused."""
         keys = self.raw.layout.message_keys(tuple(message))
+        column = _ITEM.sub("[]", field)
         for name in keys.others:
-            if shapes.role_of(name) != "ignore" and next(texts_in(message[name], ()), None) is not None:
-                where = f"{field}.{name}"
-                if not self.raw.layout.ignores(tuple(where.replace("[]", ".[]").split("."))):
-                    raise self.error(where, message[name], "a message of its speaker and its content alone", "unclear")
-            self.raw.layout.pass_over(f"{field}.{name}")
+            said = shapes.role_of(name) != "ignore" and next(texts_in(message[name], ()), None) is not None
+            if said and not self.raw.layout.ignores(tuple(f"{column}.{name}".replace("[]", ".[]").split("."))):
+                expected = "a message of its speaker and its content alone; of anything else say what it is: "
+                expected += in_columns({f"{column}.{name}": "ignore"})
+                raise self.error(f"{field}.{name}", message[name], expected, "unclear")
+            self.raw.layout.pass_over(f"{column}.{name}")
         return keys.speaker, keys.content
 
     # --- Dialogues --------------------------------------------------------------------------------
@@ -125,10 +129,12 @@ class Example:
         blank = system is None or (isinstance(system, str) and not system.strip())
         return Asked(tuple(texts), None if blank else self.text("system", system))
 
-    def tagged(self, field: str, value: Any) -> Asked:
-        """A dialogue in one text, told by the tags of its speakers."""
+    def tagged(self, field: str, value: Any, waits: bool = False) -> Asked:
+        """A dialogue in one text, told by the tags of its speakers; one that waits for an answer may end in its tag."""
         text = self.text(field, value)
         pieces = [(role, text[start:end]) for role, start, end in shapes.tagged_spans(text)]
+        if len(pieces) > 1 and waits and pieces[-1][0] == "assistant" and not pieces[-1][1].strip():
+            pieces.pop()
         if not pieces:
             tags = " or ".join(f"{user} … {assistant} …" for user, assistant, _ in shapes.TAGS)
             raise self.error(field, value, f"a dialogue such as {tags}")
@@ -149,7 +155,8 @@ class Example:
 
     def asked(self) -> Asked:
         """What stands before the answers; of a dialogue, all of it; nothing where only whole dialogues are compared."""
-        if (bare := self.plan.bare) and isinstance(value := self.fields[bare], str):
+        bare = self.plan.bare
+        if bare and isinstance(value := self.fields[bare], str) and not shapes.is_dialogue(value):
             return Asked((self.text(bare, value),))
         asked = Asked()
         if self.plan.asks:
@@ -159,10 +166,11 @@ class Example:
         return asked
 
     def prompt(self, field: str, value: Any) -> Asked:
-        if isinstance(value, list):
-            asked = self.turns(field, value)
+        tagged = isinstance(value, str) and shapes.is_dialogue(value)
+        if isinstance(value, list) or tagged:
+            asked = self.tagged(field, value, waits=True) if tagged else self.turns(field, value)
             if len(asked.texts) % 2 == 0:
-                raise self.error(field, Described(f"{len(asked.texts)} turns"), "messages that end with the user's")
+                raise self.error(field, Described(f"{len(asked.texts)} turns"), "turns that end with the user's")
         else:
             asked = Asked((self.text(field, value),))
         if context := self.optional("context"):
@@ -205,7 +213,7 @@ class Example:
             if len(value) == 1:
                 return self.answer(field, value[0], alone)
             return self.whole(field, self.turns(field, value))
-        elif isinstance(value, str) and alone:
+        elif isinstance(value, str) and (alone or shapes.is_dialogue(value)):
             return self.whole(field, self.tagged(field, value))
         return None, self.text(field, value)
 
@@ -216,7 +224,7 @@ class Example:
 
     def answers(self, asked: Asked, named: Sequence[tuple[str, Any]]) -> tuple[Asked, tuple[str, ...]]:
         """The answers under some fields, and what they stand after: all the same, and `asked` if that is told too."""
-        if asked.texts and all([isinstance(value, str) for _, value in named]):
+        if asked.texts and all([isinstance(value, str) and not shapes.is_dialogue(value) for _, value in named]):
             return asked, tuple([self.text(field, value) for field, value in named])
         read = [(field, *self.answer(field, value, not asked.texts)) for field, value in named]
         for field, before, _ in read:
@@ -241,32 +249,11 @@ class Example:
         if self.plan.numbered:
             return [(name, self.fields[name]) for name in self.plan.numbered]
         if len(paths) > 1 or shapes.number_of(paths[0][-1]):
-            return [(shown(path), found(self.fields, path)) for path in paths]
+            return [(shown(path), value_at(self.fields, path)) for path in paths]
         field, value = self.get("completions")
         if not isinstance(value, list) or not value:
             raise self.error(field, value, "a list of answers")
         return [(f"{field}, item {i}", item) for i, item in enumerate(value)]
-
-    def check_unordered(self) -> None:
-        """Refuse several answers beside something that may say which of them is the better one."""
-        columns = self.raw.layout.options.columns
-        answers = {name: f"{name}." for name in self.plan.numbered} | {self.plan.listed or "": f"{self.plan.listed}[]."}
-        beside: dict[str, Any] = {}
-        for name, value in self.fields.items():
-            if name in answers:
-                items = value if isinstance(value, list) else [value]
-                beside |= {
-                    f"{answers[name]}{k}": v for item in items if isinstance(item, dict) for k, v in item.items()
-                }
-            elif shapes.role_of(name) in (None, "ignore"):
-                beside[name] = value
-        for name, value in beside.items():
-            counts = shapes.plain(name.rpartition(".")[2]) in shapes.COUNTERS
-            numbers = value if isinstance(value, list) and value else [value]
-            if not counts and columns.get(name) != "ignore" and all(isinstance(n, int | float) for n in numbers):
-                expected = "no number that may say which answer is the better one; if it does, say so with "
-                expected += f"`columns: {{{name}: scores}}`, and else `columns: {{{name}: ignore}}`"
-                raise self.error(name, value, expected, "unclear")
 
     def compared(self) -> tuple[Asked, tuple[str, ...], Tiers, Any]:
         """What is asked, the answers to it, their order, and KoChatGPT's `ranking` if that is what told it."""
@@ -311,20 +298,24 @@ class Example:
         if role == "winner":
             return self.verdict(field, value, names), None
         if len(self.plan.paths[role]) > 1:
-            value = [found(self.fields, path) for path in self.plan.paths[role]]
+            value = [value_at(self.fields, path) for path in self.plan.paths[role]]
+        numbers = [*map(as_number, value)] if isinstance(value, list) else value
         if role == "ranks":
             try:
-                return ranking_tiers(value, count, "rank_of"), None
+                return ranking_tiers(numbers, count, "rank_of"), None
             except ValueError as error:
                 raise self.error(field, value, str(error)) from None
-        if not isinstance(value, list) or len(value) != count or not all(map(_is_score, value)):
+        if not isinstance(value, list) or len(value) != count or not all(map(_is_score, numbers)):
             raise self.error(field, value, f"the score of each of the {count} answers: {count} numbers or nulls")
-        order = sorted((i for i in range(count) if value[i] is not None), key=lambda i: -value[i])
-        return tuple(tuple(tier) for _, tier in groupby(order, lambda i: value[i])), None
+        order = sorted((i for i in range(count) if numbers[i] is not None), key=lambda i: -numbers[i])
+        return tuple(tuple(tier) for _, tier in groupby(order, lambda i: numbers[i])), None
 
     def ranking(self, field: str, value: Any, count: int) -> tuple[Tiers, Any]:
         order = self.raw.layout.options.ranking_order
         ranking, base = counted_from_0(value, count)
+        if order == "best_first" and base is None and not self.plan.numbered:
+            expected = f"numbers that tell whether they count from 0 or from 1: those of all {count} answers, or a 0"
+            raise self.error(field, value, expected, "unclear")
         first = shapes.number_of(self.plan.numbered[0]) if self.plan.numbered else None
         if order == "best_first" and first and first[1].lstrip("0") == "1" and base != 1:
             expected = f"all numbers from 1 to {count}, as '{self.plan.numbered[0]}' is the first answer"
@@ -342,21 +333,24 @@ class Example:
         said = shapes.plain(str(value))
         if any(said.startswith(tie) for tie in _TIES):
             return (tuple(range(len(names))),)
-        numbers = [(shapes.number_of(name) or ("", ""))[1] for name in names]
+        listed = not self.plan.numbered and len(self.plan.paths["completions"]) == 1  # a letter can't but count from a
+        numbers = [
+            chr(ord("a") + i) if listed else (shapes.number_of(name) or ("", ""))[1] for i, name in enumerate(names)
+        ]
         fits = []
         for i, name in enumerate(names):
             known = (f"{stem}_{numbers[i]}" for stem in _JUDGED)
             if said in (shapes.plain(name), numbers[i], *known):
                 fits.append(i)
         if len(fits) != 1:
-            raise self.error(field, value, f"one of {', '.join(names)}, or tie")
+            raise self.error(field, value, f"one of {', '.join(numbers if listed else names)}, or tie")
         return tuple(fits), tuple(i for i in range(len(names)) if i != fits[0])
 
     def label(self) -> bool:
         field, value = self.get("label")
         label = _TRUTHS.get(str(value).strip().lower()) if isinstance(value, str | int | float) else None
         if label is None:
-            expected = f"true or false; if it is something else, leave it out: `columns: {{{field}: ignore}}`"
+            expected = f"true or false; if it is something else, leave it out: {in_columns({field: 'ignore'})}"
             raise self.error(field, value, expected, "unclear")
         return label
 
@@ -368,12 +362,14 @@ class Example:
                 said: Sequence[str] = self.turns(field, value).texts
                 same = list(said) == list(texts)
             elif role == "text":
-                same = isinstance(value, str) and all(text.strip() in value for text in texts)
+                same = isinstance(value, str) and all(
+                    part.strip() in value for text in texts for part in text.split("\n\n")
+                )
             else:
                 said = self.prompt(field, value).texts
                 same = said[-1] in texts
             if not same:
-                expected = f"what the other fields say; leave it out, `columns: {{{field}: ignore}}`"
+                expected = f"what the other fields say; leave it out, {in_columns({field: 'ignore'})}"
                 raise self.error(field, value, expected, "unclear")
 
 

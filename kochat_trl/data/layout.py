@@ -1,6 +1,7 @@
 """How the records of one file are laid out: which field is what, by the tables of `shapes.py` and `columns:`."""
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,7 +9,8 @@ from typing import Any
 
 from kochat_trl.data import shapes
 from kochat_trl.data.options import DEFAULTS, ReadingOptions
-from kochat_trl.data.records import Described, RecordError, Source, Unreadable, clipped
+from kochat_trl.data.rankings import as_number
+from kochat_trl.data.records import Described, RecordError, Source, Unreadable, clipped, in_columns, in_map
 from kochat_trl.data.shapes import CANDIDATE, INSTANCE, NAMES, Role, Shape, role_of
 
 logger = logging.getLogger(__name__)
@@ -23,13 +25,9 @@ def shown(path: Path) -> str:
 
 def help_for(*names: str) -> str:
     """What to do about fields that no row of the table has; of many the first few."""
-    names = tuple(map(clipped, names[:6]))
-    roles = [shapes.alike(name) or "ROLE" for name in names]
-    pairs = list(zip(names, roles, strict=True))
-    columns = ", ".join(f"{name}: {role}" for name, role in pairs)
-    words = " ".join(f'"{name}={role}"' if " " in name else f"{name}={role}" for name, role in pairs)
+    columns = {name: shapes.alike(name.rpartition(".")[2]) or "ROLE" for name in names[:6]}
     known = ", ".join(role for role in NAMES if role not in ("text", "instances"))
-    return f"a field that is known: say what it is with `columns: {{{columns}}}` (`--map {words}`): {known}"
+    return f"a field that is known: say what it is with {in_columns(columns)} ({in_map(columns)}): {known}"
 
 
 @dataclass(frozen=True)
@@ -158,13 +156,42 @@ class Layout:
         self.passed_over.setdefault(name)
 
     def _planned(self, fields: Mapping[str, Any], answer: Mapping[str, Any] | None = None) -> Plan:
+        """The plan of `fields`; `answer` has the fields of one of several answers, where these are objects."""
         self.names |= dict.fromkeys(fields)
+        paths, mapped, inside = self._by_columns(fields)
+        unknown = self._by_names(fields, paths, mapped, inside)
+        for own in paths.values():
+            own.sort(key=lambda path: list(fields).index(path[0]))  # as the file has them, whatever the map's order
+        if "prompt" not in paths and "messages" not in paths and (path := _an_input(paths)):
+            paths["context"].remove(path)
+            paths["prompt"] = [path]
+        if answer is not None:
+            (whole,) = paths.pop("completions")
+            inside.setdefault(whole[0])
+            for role, names in CANDIDATE.items():
+                own = [(*whole, "[]", name) for name in answer if shapes.plain(name) in names.split()]
+                paths.setdefault(role, []).extend(path for path in own if not self.ignores(path))
+        each = None
+        if "instances" in paths:
+            each = paths["instances"][0][0]
+            inside.setdefault(each)
+            for role, name in INSTANCE.items():
+                paths.setdefault(role, []).append((each, name))
+        problem = _contested(paths) or _put_in_order(paths, mapped)
+        found = {role: tuple(own) for role, own in paths.items() if own}
+        if lists := [path for path in found.get("prompt", ()) if "[]" in path]:
+            each = lists[0][0]
+            found = {role: tuple(_within(each, path) for path in own) for role, own in found.items()}
+        shape, repeats = _shape_of(frozenset(found) - ({"context", "completion"} if "instances" in found else set()))
+        return Plan(found, shape, each, tuple(unknown), tuple(inside), repeats, problem)
+
+    def _by_columns(self, fields: Mapping[str, Any]) -> tuple[dict[Role, list[Path]], dict[str, Role], dict[str, None]]:
+        """What `columns:` says of `fields`: role → paths; field → role; and the fields of which it takes a part."""
         paths: dict[Role, list[Path]] = {}
         mapped: dict[str, Role] = {}
         inside: dict[str, None] = {}
         for column, target in self.options.columns.items():
-            path = self._resolved(column, fields)
-            if path is None:
+            if (path := self._resolved(column, fields)) is None:
                 continue
             role = target if target in NAMES else role_of(target)
             assert role is not None
@@ -174,48 +201,28 @@ class Layout:
                 mapped[path[0]] = role
             if role != "ignore":
                 paths.setdefault(role, []).append(path)
+        return paths, mapped, inside
+
+    def _by_names(
+        self,
+        fields: Mapping[str, Any],
+        paths: dict[Role, list[Path]],
+        mapped: Mapping[str, Role],
+        inside: Mapping[str, None],
+    ) -> list[str]:
+        """Add what the names of the other fields say to `paths`, and return those that say nothing."""
         unknown = []
         for name in fields:
-            if name in mapped:
-                continue
-            role = self._role_of(name, fields)
-            if role is None and name not in inside:
-                unknown.append(name)
-            elif role not in (None, "ignore"):
-                paths.setdefault(role, []).append((name,))
-        for own in paths.values():
-            own.sort(key=lambda path: list(fields).index(path[0]))  # as the file has them, whatever the map's order
-        for name in fields:
-            if mapped.get(name, self._role_of(name, fields)) == "ignore" and name not in inside:
+            role = mapped.get(name, self._role_of(name, fields))
+            if role == "ignore" and name not in inside:
                 self.pass_over(name)
-        if "prompt" not in paths and "messages" not in paths and (path := _an_input(paths)):
-            paths["context"].remove(path)
-            paths["prompt"] = [path]
-        if answer is not None:
-            (whole,) = paths["completions"]
-            del paths["completions"]
-            for role, names in CANDIDATE.items():
-                for name in answer:
-                    if shapes.plain(name) not in names.split() or self.ignores((*whole, "[]", name)):
-                        continue
-                    paths.setdefault(role, []).append((*whole, "[]", name))
-            inside.setdefault(whole[0])
-        each = None
-        if "instances" in paths:
-            each = paths["instances"][0][0]
-            inside.setdefault(each)
-            for role, names in INSTANCE.items():
-                paths.setdefault(role, []).append((each, names))
-        problem = _contested({role: own for role, own in paths.items() if own})
-        for role in ("completions", "scores"):
-            if own := [path for path in paths.get(role, ()) if path[0] not in mapped]:
-                problem = problem or _put_in_order(paths[role], own)
-        found = {role: tuple(own) for role, own in paths.items() if own}
-        if lists := [p for p in found.get("prompt", ()) if "[]" in p]:
-            each = lists[0][0]
-            found = {role: tuple(_within(each, p) for p in own) for role, own in found.items()}
-        shape, repeats = _shape_of(frozenset(found) - ({"context", "completion"} if "instances" in found else set()))
-        return Plan(found, shape, each, tuple(unknown), tuple(inside), repeats, problem)
+            elif name in mapped or role == "ignore":
+                continue
+            elif role is not None:
+                paths.setdefault(role, []).append((name,))
+            elif name not in inside:
+                unknown.append(name)
+        return unknown
 
     def _role_of(self, name: str, fields: Mapping[str, Any]) -> Role | None:
         beside = shapes.NO_USE_BESIDE.get(shapes.plain(name))
@@ -249,11 +256,11 @@ def leads(value: Any, path: Path) -> bool:
     return True
 
 
-def found(value: Any, path: Path) -> Any:
+def value_at(value: Any, path: Path) -> Any:
     """What is at the end of `path`, a list where it has "[]"; None where there is nothing."""
     for i, step in enumerate(path):
         if step == "[]":
-            return [found(item, path[i + 1 :]) for item in value] if isinstance(value, list) else None
+            return [value_at(item, path[i + 1 :]) for item in value] if isinstance(value, list) else None
         value = value.get(step) if isinstance(value, Mapping) else None
     return value
 
@@ -274,11 +281,7 @@ def texts_in(value: Any, path: Path) -> Iterator[Path]:
 
 def is_text(value: str) -> bool:
     """Whether a string says something: not a blank, nor a number."""
-    try:
-        float(value)
-    except ValueError:
-        return bool(value.strip())
-    return False
+    return isinstance(as_number(value), str)
 
 
 def _an_input(paths: Mapping[Role, list[Path]]) -> Path | None:
@@ -294,33 +297,52 @@ def _within(each: str, path: Path) -> Path:
 def _contested(paths: Mapping[Role, list[Path]]) -> tuple[str, str] | None:
     """Two fields that are the same thing: which of them is meant can't be told."""
     for role, own in paths.items():
-        if len(own) > 1 and role not in ("completions", "scores"):
+        if len(own) > 1 and role not in ("completions", "scores", "ranks"):
             names = " and ".join(f"'{clipped(shown(path))}'" for path in own[:6])
             last = shown(own[-1])
-            expected = (
-                f"one {role}, and {names} could both be it: leave one out, `columns: {{{clipped(last)}: ignore}}`"
-            )
-            return last, expected
+            return last, f"one {role}, and {names} could both be it: leave one out, {in_columns({last: 'ignore'})}"
     return None
 
 
-def _put_in_order(paths: list[Path], own: list[Path]) -> tuple[str, str] | None:
-    """Sort numbered fields, such as `completion_0`, by their numbers; what is wrong with these, if something is."""
+def _put_in_order(paths: dict[Role, list[Path]], mapped: Mapping[str, Role]) -> tuple[str, str] | None:
+    """Sort numbered fields, such as `completion_0`, by their numbers; what is wrong with these, if something is.
+
+    What stands beside answers is sorted as these are.
+    """
+    problem = None
+    for role in ("completions", "scores"):
+        if own := [path for path in paths.get(role, ()) if path[0] not in mapped]:
+            problem = problem or _by_number(paths[role], own)
+    for role in ("scores", "ranks"):
+        _put_beside(paths.get(role, []), paths.get("completions", []))
+    return problem
+
+
+def _by_number(paths: list[Path], own: list[Path]) -> tuple[str, str] | None:
     if len(paths) == 1:
         return None
     numbers = [shapes.number_of(path[-1]) if len(path) == 1 else None for path in paths]
     places: dict[Path, int] = {}
     for path, number in zip(paths, numbers, strict=True):
         if len(own) < len(paths) or number is None or number[0] != (numbers[0] or number)[0]:
-            return shown(
-                path
-            ), f"one list of answers, or numbered ones; there is '{clipped(shown(paths[0]))}' beside it"
+            beside = clipped(shown(paths[0]))
+            return shown(path), f"one list of answers, or numbered ones; there is '{beside}' beside it"
         places[path] = int(number[1]) if number[1].isdigit() else ord(number[1])
     paths.sort(key=places.__getitem__)
     first = places[paths[0]]
     if first not in (0, 1, ord("a")) or [places[path] for path in paths] != [*range(first, first + len(paths))]:
         return shown(paths[-1]), f"answers numbered without a gap; there are {', '.join(map(shown, paths[:9]))}"
     return None
+
+
+_MARK = re.compile(r"\d+|(?<![a-z])[a-h](?![a-z\d])")
+
+
+def _put_beside(paths: list[Path], answers: list[Path]) -> None:
+    """Sort what is said of `answers` as these are, if both are told apart by the same numbers or letters."""
+    marks, beside = ([[*_MARK.findall(shapes.plain(shown(path)))][-1:] for path in its] for its in (answers, paths))
+    if len(answers) > 1 and all(marks.count(mark) == 1 for mark in marks) and sorted(marks) == sorted(beside):
+        paths[:] = [paths[beside.index(mark)] for mark in marks]
 
 
 def _shape_of(roles: frozenset[Role]) -> tuple[Shape | None, tuple[Role, ...]]:

@@ -5,8 +5,8 @@ from typing import Any
 
 from kochat_trl.data import shapes
 from kochat_trl.data.example import Asked, Example
-from kochat_trl.data.layout import Plan, RawRecord, found, help_for, shown, texts_in
-from kochat_trl.data.records import Described, Dialogue, Labelled, Ranking, Record, RecordError
+from kochat_trl.data.layout import Plan, RawRecord, help_for, shown, texts_in, value_at
+from kochat_trl.data.records import Described, Dialogue, Labelled, Ranking, Record, RecordError, in_columns, in_map
 from kochat_trl.data.shapes import Kind
 
 
@@ -18,7 +18,7 @@ def kind_of(raw: RawRecord) -> Kind | None:
     roles = frozenset(plan.paths)
     shape = plan.shape or shapes.nearest(roles) or (shapes.out_of_place(roles) or (None, None))[1]
     if shape and shape.needs == "messages" and (path := plan.path("messages")):
-        turns = found(raw.fields, path)
+        turns = value_at(raw.fields, path)
         last = turns[-1] if isinstance(turns, list) and turns else None
         speaker = next((last[name] for name in last if shapes.is_speaker(name)), None) if isinstance(last, dict) else ""
         return "prompt" if shapes.SPEAKER.get(str(speaker).lower()) == "user" else "sft"
@@ -56,7 +56,7 @@ def _check_nulls(raw: RawRecord) -> None:
     for name, value in raw.fields.items():
         role = shapes.role_of(name)
         if value is None and role in shapes.ORDERS and raw.layout.options.columns.get(name) != "ignore":
-            expected = f"what it says of the answers; leave it out with `columns: {{{name}: ignore}}`"
+            expected = f"what it says of the answers; leave it out with {in_columns({name: 'ignore'})}"
             raise RecordError(raw.source, name, value, expected)
 
 
@@ -98,7 +98,8 @@ def _no_shape(raw: RawRecord, plan: Plan, fields: dict[str, Any]) -> RecordError
     if extra := shapes.out_of_place(frozenset(plan.paths)):
         name, beside = shown(plan.paths[extra[0]][0]), extra[1].needs.replace(" ", " + ")
         expected = (
-            f"no such field beside {beside}; leave it out with `columns: {{{name}: ignore}}` (`--map {name}=ignore`)"
+            f"no such field beside {beside}; leave it out with {in_columns({name: 'ignore'})} "
+            f"({in_map({name: 'ignore'})})"
         )
         return RecordError(raw.source, name, fields.get(name), expected, "unclear")
     expected = "fields that make a record, such as prompt + completion, messages, or prompt + chosen + rejected; "
@@ -123,7 +124,7 @@ def _sft(read: Example) -> list[Record]:
         expected = "an answer to learn from; this record compares some"
         if {"chosen", "rejected"} <= read.plan.paths.keys():
             good, bad = (shown(read.plan.paths[role][0]) for role in ("chosen", "rejected"))
-            expected += f". To take one: `columns: {{{good}: completion, {bad}: ignore}}`"
+            expected += f". To take one: {in_columns({good: 'completion', bad: 'ignore'})}"
         raise read.error("(whole record)", sorted(read.fields), expected)
     asked = read.asked()
     if shape.whole:
@@ -135,7 +136,7 @@ def _sft(read: Example) -> list[Record]:
     if shape.kind == "prompt":
         raise read.error("completion", None, f"a non-empty string, such as {shapes.names_of('completion')}")
     if "completions" in read.plan.paths:
-        read.check_unordered()
+        _check_unordered(read)
     named = read.candidates() if "completions" in read.plan.paths else [read.get("completion")]
     asked, answers = read.answers(asked, named)
     _check_asks(read, asked)
@@ -143,6 +144,26 @@ def _sft(read: Example) -> list[Record]:
     if read.plan.repeats:
         read.check_repeats(*asked.texts, *answers)
     return [Dialogue((*asked.texts, answer), asked.system) for answer in answers]
+
+
+def _check_unordered(read: Example) -> None:
+    """Refuse several answers beside something that may say which of them is the better one."""
+    columns = read.raw.layout.options.columns
+    answers = {name: f"{name}." for name in read.plan.numbered} | {read.plan.listed or "": f"{read.plan.listed}[]."}
+    beside: dict[str, Any] = {}
+    for name, value in read.fields.items():
+        if name in answers:
+            items = value if isinstance(value, list) else [value]
+            beside |= {f"{answers[name]}{k}": v for item in items if isinstance(item, dict) for k, v in item.items()}
+        elif shapes.role_of(name) in (None, "ignore"):
+            beside[name] = value
+    for name, value in beside.items():
+        counts = shapes.plain(name.rpartition(".")[2]) in shapes.COUNTERS
+        numbers = value if isinstance(value, list) and value else [value]
+        if not counts and columns.get(name) != "ignore" and all(isinstance(n, int | float) for n in numbers):
+            expected = "no number that may say which answer is the better one; if it does, say so with "
+            expected += f"{in_columns({name: 'scores'})}, and else {in_columns({name: 'ignore'})}"
+            raise read.error(name, value, expected, "unclear")
 
 
 def _preference(read: Example) -> list[Record]:

@@ -51,10 +51,10 @@ def ranking_tiers(ranking: Any, count: int, order: RankingOrder = "best_first") 
 def counted_from_0(ranking: Any, count: int) -> tuple[Any, int | None]:
     """`ranking` as numbers from 0, and what it counts from: 0, 1, or None where its numbers can't tell.
 
-    It may be a text, "2,1,0" or "2 > 1 > 0", or have its numbers as texts. It counts from 1 if it names all of
-    1 … `count`, and from 0 if it names 0.
+    It may be a text, "2,1,0" or "2 > 1 > 0", or have its numbers as texts or as floats. It counts from 1 if it names
+    all of 1 … `count`, and from 0 if it names 0.
     """
-    if isinstance(ranking, list) and 0 in ranking:
+    if isinstance(ranking, list) and 0 in ranking and not any([isinstance(i, float) for i in ranking]):
         return ranking, 0
     if isinstance(ranking, str):
         listed = ranking.strip().strip("[]()")
@@ -63,7 +63,7 @@ def counted_from_0(ranking: Any, count: int) -> tuple[Any, int | None]:
             ranking = parts
     if not isinstance(ranking, list):
         return ranking, None
-    numbers = [[*map(_number, tier)] if isinstance(tier, list) else _number(tier) for tier in ranking]
+    numbers = [[*map(as_number, tier)] if isinstance(tier, list) else as_number(tier) for tier in ranking]
     named = [i for tier in numbers for i in (tier if isinstance(tier, list) else [tier])]
     if not all(map(_is_index, named)):
         return numbers, None
@@ -96,8 +96,14 @@ def disputed(ranking: list[Any], count: int) -> list[tuple[int, int]]:
     return [(i, j) for i, j in permutations(range(count), 2) if place(i) < place(j) and ranking[i] > ranking[j]]
 
 
-def _number(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and len(value) < 9 and value.strip().isdecimal() else value
+def as_number(value: Any) -> Any:
+    """A number that is a text, as in a table, where a blank is none, or a whole one that came as a float."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return value if value.strip() else None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _is_index(value: Any) -> bool:

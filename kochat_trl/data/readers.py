@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from kochat_trl.data.formats.beginning import FileFormat, Shape
+from kochat_trl.data.formats.beginning import FileFormat, FileShape
 from kochat_trl.data.formats.formats import open_records
 from kochat_trl.data.formats.hub import is_dataset
 from kochat_trl.data.formats.plain import DIALOGUE_START, SPEAKERS
@@ -21,7 +21,7 @@ from kochat_trl.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["DIALOGUE_START", "SPEAKERS", "FileFormat", "Shape", "file_format", "read_records"]
+__all__ = ["DIALOGUE_START", "SPEAKERS", "FileFormat", "FileShape", "file_format", "read_records"]
 
 
 def read_records(path: str | Path, options: ReadingOptions = DEFAULTS) -> Iterator[RawRecord]:

@@ -1,7 +1,9 @@
 """What a record of a data file is: where it came from, what can be wrong with it, and the types that stages take."""
 
+import json
+import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -38,14 +40,39 @@ class RecordError(UserError):
     def __init__(self, source: Source, field: str, found: Any, expected: str, fault: Fault = "broken"):
         shown = found if isinstance(found, Described) else _SHORT.repr(found)
         shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
+        expected = "".join(c if c.isprintable() else repr(c)[1:-1] for c in expected)  # names of fields are in it
         super().__init__(f"{source}: field '{clipped(field)}': found {shown}, expected {expected}")
         self.source, self.field, self.expected, self.fault = source, field, expected, fault
 
 
 def clipped(name: str) -> str:
     """The name of a field for a message: what can't be seen is escaped, and a long one ends in dots."""
-    short = name if len(name) <= 60 else f"{name[:57]}..."
+    short = _short(name)
     return short if short.isprintable() else repr(short)[1:-1]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:57]}..."
+
+
+_BARE = re.compile(r"[^\W\d_][\w.]*( [\w.]+)*")  # a name that needs no quotes, in YAML nor in a shell
+_NO_TEXT = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # in YAML
+
+
+def in_columns(columns: Mapping[str, str]) -> str:
+    """What a config says to have these names read as these roles: `columns: {답변: completion}`."""
+    pairs = []
+    for name, role in ((_short(name), role) for name, role in columns.items()):
+        bare = _BARE.fullmatch(name) and name.lower() not in _NO_TEXT
+        pairs.append(f"{name if bare else json.dumps(name, ensure_ascii=False)}: {role}")
+    return f"`columns: {{{', '.join(pairs)}}}`"
+
+
+def in_map(columns: Mapping[str, str]) -> str:
+    """The same as a flag: `--map 답변=completion`."""
+    words = [f"{clipped(name)}={role}" for name, role in columns.items()]
+    quoted = (word if _BARE.fullmatch(word.replace("=", "")) and " " not in word else f'"{word}"' for word in words)
+    return f"`--map {' '.join(quoted)}`"
 
 
 class Described(str):

@@ -59,9 +59,9 @@ MESSAGE = {"role": "role from speaker", "content": "content value text contents 
 CANDIDATE = {"completions": "text content contents response completion answer output", "scores": "score rating"}
 CANDIDATE |= {"ranks": "rank"}
 INSTANCE = {"context": "input", "completion": "output"}
-SPEAKERS = {"user": "user human usr prompter <사람> 사람 사용자 질문자"}
-SPEAKERS |= {"assistant": "assistant gpt bot chatgpt model <챗봇> 챗봇 답변자", "system": "system sys"}
-SPEAKER = {name: role for role, names in SPEAKERS.items() for name in names.split()}
+_SPEAKERS = {"user": "user human usr prompter <사람> 사람 사용자 질문자"}
+_SPEAKERS |= {"assistant": "assistant gpt bot chatgpt model <챗봇> 챗봇 답변자", "system": "system sys"}
+SPEAKER = {name: role for role, names in _SPEAKERS.items() for name in names.split()}
 # Tags of a dialogue in one text: user, assistant, system.
 TAGS = (
     ("<usr>", "<bot>", "<sys>"),
@@ -326,12 +326,24 @@ def _pattern(tags: tuple[str, ...]) -> re.Pattern[str]:
 
 
 _TAGS = [(_pattern(tags), tags) for tags in TAGS]
+_BEGINS = re.compile(r"\s*<(?:usr|sys)>|\n\n(?:### )?(?:Human|System|질문|시스템):")
+_WAITS = tuple(assistant for _, assistant, _ in TAGS)
+
+
+def is_dialogue(text: str) -> bool:
+    """Whether a text that need not be a dialogue is one: it begins as those do, or ends in the tag of its answer."""
+    return _BEGINS.match(text) is not None or (text.rstrip().endswith(_WAITS) and len(tagged_spans(text)) > 1)
 
 
 def tagged_spans(text: str) -> list[tuple[str, int, int]]:
-    """Who speaks from where to where in a dialogue that is one text; empty if it has no tags, or text before them."""
+    """Who speaks from where to where in a dialogue that is one text; empty if it has no tags, or text before them.
+
+    Of a text that begins with a blank line, as HH-RLHF's do, a tag has one before it: what else looks like one is said.
+    """
     for pattern, tags in _TAGS:
         places = [*pattern.finditer(text)]
+        if places and text.startswith("\n\n") and places[0].start() == 1:
+            places = [place for place in places if text[place.start() - 1 : place.start() + 1] == "\n\n"]
         if places and not text[: places[0].start()].strip():
             ends = [*(place.start() for place in places[1:]), len(text)]
             roles = dict(zip(tags, ("user", "assistant", "system"), strict=True))

@@ -52,8 +52,8 @@ def _table(records: Iterable[dict[str, Any]], what: str) -> Any:
             ) from None
     table = pa.table(columns, names=names)
     for i, (fields, back) in enumerate(zip(kept, rows(what, table), strict=True)):
-        if back != without_nulls(fields):
-            differ = [name for name in fields if back.get(name) != without_nulls(fields[name])]
+        if without_nulls(back) != (said := without_nulls(fields)):
+            differ = [name for name in said if back[name] != said[name]]
             raise UserError(f"record {i}: {what} can't hold the fields {reprlib.repr(differ)} as they are")
     return table
 

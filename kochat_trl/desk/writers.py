@@ -11,8 +11,8 @@ from typing import Any, TextIO, cast
 
 from kochat_trl.data.formats.beginning import Beginning
 from kochat_trl.data.formats.formats import tell
-from kochat_trl.data.options import DEFAULTS
-from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS, FileFormat, Shape
+from kochat_trl.data.options import ReadingOptions
+from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS, FileFormat, FileShape
 from kochat_trl.data.shapes import SPEAKER
 from kochat_trl.desk.binary import write_arrow, write_parquet, write_sheet
 from kochat_trl.errors import UserError
@@ -22,7 +22,7 @@ Fields = dict[str, Any]
 _SPEAKERS = {"user": SPEAKERS[0], "assistant": SPEAKERS[1]}
 
 
-def write_records(path: str | Path, form: FileFormat | Shape, records: Iterable[Any]) -> int:
+def write_records(path: str | Path, form: FileFormat | FileShape, records: Iterable[Any]) -> int:
     """Write the fields of records as a new file in the format `form`, and return how many there were.
 
     A text format is written as UTF-8 with LF line ends, not packed. `array` is laid out as KoChatGPT's files are,
@@ -34,7 +34,7 @@ def write_records(path: str | Path, form: FileFormat | Shape, records: Iterable[
         return write_stream(stream, form, records)
 
 
-def write_stream(stream: TextIO, form: FileFormat | Shape, records: Iterable[Any]) -> int:
+def write_stream(stream: TextIO, form: FileFormat | FileShape, records: Iterable[Any]) -> int:
     """`write_records` into an open file."""
     form = form if isinstance(form, FileFormat) else FileFormat(form)
     count = 0
@@ -105,28 +105,29 @@ def _indented(fields: Any, depth: int) -> str:
     return blanks + to_json(fields, indent=4).replace("\n", f"\n{blanks}")
 
 
-def _objects(records: Iterable[Any], _: FileFormat, name: str) -> Iterator[str]:
-    texts = _told_apart((to_json(fields, indent=4) for fields in records), name)
+def _objects(records: Iterable[Any], form: FileFormat, name: str) -> Iterator[str]:
+    texts = _told_apart((to_json(fields, indent=4) for fields in records), form, name)
     for i, text in enumerate(texts):
         yield text + (" " if i == 0 and text == "{}" else "\n")  # a first line of one object would tell JSON lines
 
 
-def _lines(records: Iterable[Any], _: FileFormat, name: str) -> Iterator[str]:
-    return (f"{text}\n" for text in _told_apart(map(to_json, records), name))
+def _lines(records: Iterable[Any], form: FileFormat, name: str) -> Iterator[str]:
+    return (f"{text}\n" for text in _told_apart(map(to_json, records), form, name))
 
 
-def _told_apart(texts: Iterator[str], name: str) -> Iterator[str]:
+def _told_apart(texts: Iterator[str], form: FileFormat, name: str) -> Iterator[str]:
     """`texts` of records. Raises `UserError` if there is only one, and it would be taken for what holds the records."""
     first = list(islice(texts, 2))
-    if len(first) == 1 and first[0].startswith("{") and _shape_told(name, first) in ("object", None):
+    told = _told(name, first, form.options) if len(first) == 1 and first[0].startswith("{") else form
+    if told is None or told.shape == "object":
         raise UserError("one record with a list of objects, alone in a file, would be taken for a list of records")
     yield from chain(first, texts)
 
 
-def _shape_told(name: str, lines: Iterable[str]) -> Shape | None:
+def _told(name: str, lines: Iterable[str], options: ReadingOptions) -> FileFormat | None:
     """What a file of that name would be taken for; None if it would be refused."""
     try:
-        return tell(Beginning(name, iter(StringIO("".join(lines), newline="\n")), DEFAULTS))[0].shape
+        return tell(Beginning(name, iter(StringIO("".join(lines), newline="\n")), options))[0]
     except UserError:
         return None
 
@@ -155,13 +156,17 @@ def _turns(i: int, fields: Fields) -> list[tuple[str, str]]:
     return turns
 
 
-def _csv(records: Iterable[dict[str, str]], form: FileFormat, _: str) -> Iterator[str]:
+def _csv(records: Iterable[dict[str, str]], form: FileFormat, name: str) -> Iterator[str]:
     header: list[str] = []
     for i, fields in enumerate(records):
         text = StringIO()
         if not header:
             header = list(fields)
             csv.writer(text, lineterminator="\n", delimiter=form.delimiter).writerow(header)
+            told = _told(name, [text.getvalue()], form.options)
+            if told is None or (told.shape, told.delimiter) != ("csv", form.delimiter):
+                suffix = ".tsv" if form.delimiter == "\t" else ".csv"
+                raise UserError(f"a table of that name would be taken for something else; name it {suffix}")
         if set(fields) != set(header):
             raise UserError(f"record {i} has other fields than the first, and a table has one header")
         cells = [fields[name] for name in header]
@@ -173,14 +178,15 @@ def _csv(records: Iterable[dict[str, str]], form: FileFormat, _: str) -> Iterato
         yield text.getvalue()
 
 
-def _text(records: Iterable[dict[str, str]], _: FileFormat, name: str) -> Iterator[str]:
+def _text(records: Iterable[dict[str, str]], form: FileFormat, name: str) -> Iterator[str]:
     lines = _prompts(records)
     head: list[str] = []
     while sum(bool(line.strip()) for line in head) < _TOLD_BY and (more := list(islice(lines, 1))):
         head += more
     if any(map(str.strip, head)):
         start = next(line.strip() for line in head if line.strip())[:24]
-        if _shape_told(name, head) != "text":
+        told = _told(name, head, form.options)
+        if told is None or told.shape != "text":
             raise UserError(f"a text file that begins with {start!r} would be taken for another shape")
     yield from chain(head, lines)
 
@@ -195,7 +201,7 @@ def _prompts(records: Iterable[dict[str, str]]) -> Iterator[str]:
         yield f"{prompt}\n"
 
 
-_TEXTS: dict[Shape, Callable[[Iterable[Any], FileFormat, str], Iterator[str]]] = {
+_TEXTS: dict[FileShape, Callable[[Iterable[Any], FileFormat, str], Iterator[str]]] = {
     "array": _array,
     "lines": _lines,
     "dataset": _lines,
@@ -205,7 +211,7 @@ _TEXTS: dict[Shape, Callable[[Iterable[Any], FileFormat, str], Iterator[str]]] =
     "csv": _csv,
     "text": _text,
 }
-_BINARY: dict[Shape, Callable[[Any, Iterable[Any]], None]] = {
+_BINARY: dict[FileShape, Callable[[Any, Iterable[Any]], None]] = {
     "parquet": write_parquet,
     "arrow": write_arrow,
     "xlsx": write_sheet,

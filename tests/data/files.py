@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kochat_trl.data.options import DEFAULTS, ReadingOptions
-from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS, FileFormat, Shape, read_records
+from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS, FileFormat, FileShape, read_records
 from kochat_trl.desk.writers import write_records
 from kochat_trl.errors import UserError
 
@@ -72,12 +72,12 @@ LF_LAYOUTS = st.builds(Layout, st.booleans(), st.just(False), st.booleans())  # 
 PLAIN = Layout(bom=False, crlf=False, gzip=False)
 
 
-def written(path: Path, form: FileFormat | Shape, records: list) -> str:
+def written(path: Path, form: FileFormat | FileShape, records: list) -> str:
     """The text of the file that `write_records` makes of `records`."""
     return written_bytes(path, form, records).decode()
 
 
-def written_bytes(path: Path, form: FileFormat | Shape, records: list) -> bytes:
+def written_bytes(path: Path, form: FileFormat | FileShape, records: list) -> bytes:
     """What `write_records` makes of `records`."""
     path.unlink(missing_ok=True)
     assert write_records(path, form, records) == len(records)

@@ -321,6 +321,59 @@ FOREIGN: dict[str, Foreign] = {
         [Ranking("뭐?", ("가", "나"), ((1,), (0,)), ranking=[1, 0])],
         ReadingOptions(columns={"data_id": "ignore"}),
     ),
+    "HH-RLHF with its prompt apart": Foreign(
+        [
+            {
+                "prompt": f"\n\nHuman: {USER}\n\nAssistant: {BOT}\n\nHuman: {TURNS[2]}\n\nAssistant:",
+                "chosen": TURNS[3],
+                "rejected": "Human: 몰라.\nAssistant: 나도.",
+            }
+        ],
+        "preference",
+        [Ranking(TURNS[2], (TURNS[3], "Human: 몰라.\nAssistant: 나도."), PAIR, None, TURNS[:2])],
+    ),
+    "HH-RLHF with a script in a turn": Foreign(
+        [
+            {
+                "chosen": "\n\nHuman: 대본:\nHuman: 가\nAssistant: 나\n\nAssistant: 네.",
+                "rejected": "\n\nHuman: 대본:\nHuman: 가\nAssistant: 나\n\nAssistant: 왜?",
+            }
+        ],
+        "preference",
+        [Ranking("대본:\nHuman: 가\nAssistant: 나", ("네.", "왜?"), PAIR)],
+    ),
+    "a prompt and dialogues with tags": Foreign(
+        [{"prompt": USER, "chosen": f"<usr> {USER} <bot> {BOT}", "rejected": f"<usr> {USER} <bot> 왜?"}],
+        "preference",
+        [Ranking(USER, (BOT, "왜?"), PAIR)],
+    ),
+    "a prompt that waits": Foreign([{"prompt": f"Human: {USER}\nAssistant:", "completion": BOT}], "sft", ONE),
+    "tags in both": Foreign([{"prompt": f"<usr> {USER} <bot>", "completion": BOT}], "sft", ONE),
+    "scores of a table": Foreign(
+        [
+            {
+                "prompt": USER,
+                "response_a": BOT,
+                "response_b": "왜?",
+                "response_c": "네.",
+                "score_a": "3.5",
+                "score_b": "10",
+            }
+            | {"score_c": " "}
+        ],
+        "preference",
+        [Ranking(USER, (BOT, "왜?", "네."), ((1,), (0,)))],
+    ),
+    "ranks of a table with gaps": Foreign(
+        [{"prompt": USER, "completions": [BOT, "왜?", "네."], "ranks": [1.0, None, 2.0]}],
+        "preference",
+        [Ranking(USER, (BOT, "왜?", "네."), ((0,), (2,)))],
+    ),
+    "a verdict on a list": Foreign(
+        [{"prompt": USER, "responses": ["왜?", BOT], "winner": "model_b"}],
+        "preference",
+        [Ranking(USER, ("왜?", BOT), ((1,), (0,)))],
+    ),
     # --- KTO ---
     "KTO": Foreign(
         [{"prompt": USER, "completion": BOT, "label": True}, {"prompt": USER, "completion": "왜?", "label": False}],
@@ -354,11 +407,31 @@ FOREIGN: dict[str, Foreign] = {
         ONE,
         ReadingOptions(columns={"고객 발화": "prompt", "상담사 발화": "completion", "비고": "ignore"}),
     ),
+    "more in an answer of a list": Foreign(
+        [
+            {
+                "prompt": USER,
+                "responses": [{"text": BOT, "why": "좋다"}, {"text": "왜?", "why": "나쁘다"}],
+                "winner": "a",
+            }
+        ],
+        "preference",
+        [Ranking(USER, (BOT, "왜?"), PAIR)],
+        ReadingOptions(columns={"responses[].why": "ignore"}),
+    ),
     "columns in columns": Foreign(
         [{"qa": {"q": {"contents": USER}, "a": {"contents": BOT}}}],
         "sft",
         ONE,
         ReadingOptions(columns={"qa.q.contents": "prompt", "qa.a.contents": "completion"}),
+    ),
+    "numbers that stand in another order than their answers": Foreign(
+        [{"q": USER, "A1": {"t": BOT}, "A2": {"t": "왜?"}, "2위 여부": 2, "1위 여부": 1}],
+        "preference",
+        [Ranking(USER, (BOT, "왜?"), PAIR)],
+        ReadingOptions(
+            columns={"A1.t": "completions", "A2.t": "completions", "1위 여부": "ranks", "2위 여부": "ranks"}
+        ),
     ),
     "columns in lists": Foreign(
         [{"title": "인사", "qas": [{"q": USER, "a": BOT}, {"q": "뭐?", "a": "가"}]}],

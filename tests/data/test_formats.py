@@ -150,7 +150,7 @@ def test_one_of_several_held_lists_must_be_chosen(path):
     fields, message = until_error(path)
     assert not fields
     assert message.startswith(f"{path}, line 1: one object with several lists of records: ['train', 'test']. A path")
-    assert "`--map train[].question=prompt`" in message
+    assert '`--map "train[].question=prompt"`' in message
     chosen = ReadingOptions(columns={"test[].질문": "prompt", "n": "ignore"})
     assert [(raw.source.line, raw.fields) for raw in read_records(path, chosen)] == [
         (3, {"질문": "나"}),
@@ -232,6 +232,7 @@ UNKNOWN = {
     "가\t나\n1\t2\n": (".tsv", ["가", "나"]),
     "\n가\t\n\n1\t2\n3\t4\n": (".tsv", ["가", ""]),
     '가,나,다\n1,2,"3\n4"\n': (".csv", ["가", "나", "다"]),
+    "가,나\n1,2\n": (".csv", ["가", "나"]),
     "가,나,다\n" + "1,2,3\n" * 18 + '1,2,"3\n' + '4"\n': (".csv", ["가", "나", "다"]),
 }
 
@@ -257,7 +258,7 @@ def test_a_table_whose_header_is_not_known_is_refused_with_what_to_do(path, text
     "text",
     [
         "가\t나\n다\n",
-        "가,나\n다,라\n",
+        "가, 나\n다, 라\n",
         "가,나,다\n라,마\n",
         '가,나,다\n라,"마"바,사\n',
         "가\t나\n",
@@ -267,6 +268,15 @@ def test_a_table_whose_header_is_not_known_is_refused_with_what_to_do(path, text
 def test_lines_that_are_no_table_are_prompts(path, text):
     PLAIN.write(path, text)
     assert fields_read(path) == [{"prompt": line} for line in text.split("\n")[:-1]]
+
+
+@pytest.mark.parametrize("mark", ",;|\t")
+@pytest.mark.parametrize("name", ["data", "data.csv", "data.txt"])
+def test_what_stands_between_the_cells(tmp_path, mark, name):
+    path = tmp_path / name
+    PLAIN.write(path, f'질문{mark}답\n뭐?{mark}"네{mark} {mark}그래"\n')
+    assert file_format(path) == FileFormat("csv", delimiter=mark)
+    assert fields_read(path) == [{"질문": "뭐?", "답": f"네{mark} {mark}그래"}]
 
 
 def test_a_name_says_that_lines_are_prompts(tmp_path):

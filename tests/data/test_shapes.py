@@ -1,5 +1,7 @@
 """What people's records are read as, what is refused, and that no text is left out without a word."""
 
+import re
+from contextlib import suppress
 from itertools import combinations
 
 from kochat_trl.data.layout import Layout, RawRecord
@@ -13,6 +15,7 @@ from kochat_trl.errors import UserError
 from tests.data.foreign import BOT, FOREIGN, THREE, TURNS, USER, openai, sharegpt, unaccounted
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -165,6 +168,10 @@ REFUSED = {
         {"instruction": USER, "output": BOT, "text": "다른 말"},
         "expected what the other fields say",
     ),
+    "a whole text without the input": (
+        {"instruction": USER, "input": "글", "output": BOT, "text": f"### {USER}\n### {BOT}"},
+        "expected what the other fields say",
+    ),
     "messages that say something else": (
         {"prompt": USER, "chosen": BOT, "rejected": "왜?", "messages": openai(USER, "뭐?")},
         r"field 'messages': found .*, expected what the other fields say; leave it out",
@@ -226,6 +233,22 @@ REFUSED = {
         {"prompt": USER, "response_a": "가", "response_b": "나", "winner": "not_a"},
         "found 'not_a', expected one of response_a, response_b, or tie",
     ),
+    "a number that names one of a list": (
+        {"prompt": USER, "completions": ["가", "나"], "winner": 1},
+        "found 1, expected one of a, b, or tie",
+    ),
+    "some of a ranking of a list": (
+        {"prompt": USER, "completions": ["가", "나", "다"], "ranking": [1, 2]},
+        r"found \[1, 2\], expected numbers that tell whether they count from 0 or from 1: those of all 3 answers",
+    ),
+    "tags beside another prompt": (
+        {"prompt": "뭐?", "chosen": f"<usr> {USER} <bot> {BOT}", "rejected": f"<usr> {USER} <bot> 왜?"},
+        "field 'chosen': .* expected a dialogue with the prompt that stands beside it",
+    ),
+    "a prompt that ends in an answer": (
+        {"prompt": f"<usr> {USER} <bot> {BOT}", "chosen": "가", "rejected": "나"},
+        "2 turns",
+    ),
     "a verdict on none": ({"prompt": USER, "response_a": "가", "response_b": "나", "winner": "c"}, "or tie"),
     "a draw": (
         {"prompt": USER, "response_a": "가", "response_b": "나", "winner": "tie (bothbad)"},
@@ -280,6 +303,34 @@ def test_each_text_is_read_or_named_or_its_record_refused(fields):
     assert unaccounted(one, records) == []
 
 
+ODD = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+
+
+@FIXED
+@given(name=ODD | st.sampled_from(["no", "1", "a b", "a[].b", "a: b", "~", "#a", "가?"]), inside=st.booleans())
+def test_the_line_that_helps_says_the_very_name(name, inside):
+    """As YAML reads it; and the message can be printed."""
+    fields = {"messages": [{"role": "user", "content": USER} | {name: "글"}, {"role": "assistant", "content": BOT}]}
+    with suppress(RecordError):
+        parse(raw(fields if inside else {"prompt": USER, "output": BOT, name: "글"}), "sft")
+        return
+    with pytest.raises(RecordError) as caught:
+        parse(raw(fields if inside else {"prompt": USER, "output": BOT, name: "글"}), "sft")
+    assert str(caught.value).isprintable()
+    if line := re.search(r"`columns: (\{.*?\})`", str(caught.value)):
+        assert list(yaml.safe_load(line[1])) == [f"messages[].{name}" if inside else name]
+
+
+def test_a_whole_text_as_alpaca_has_it():
+    fields = {
+        "instruction": USER,
+        "input": "글",
+        "output": BOT,
+        "text": f"### 지시:\n{USER}\n### 입력:\n글\n### 답:\n{BOT}",
+    }
+    assert parse(raw(fields), "sft") == [Dialogue((f"{USER}\n\n글", BOT))]
+
+
 def test_what_nothing_reads_is_named():
     one = raw({"prompt": USER, "completion": BOT, "url": "https://a.kr", "tokens": 3, "길이": 12, "비고": ""})
     parse(one, "sft")
@@ -289,7 +340,7 @@ def test_what_nothing_reads_is_named():
 def test_a_rank_beside_a_score_is_left_out_when_it_is_said():
     answers = [{"text": "가", "score": 1, "rank": 1}, {"text": "나", "score": 5, "rank": 2}]
     fields = {"prompt": USER, "responses": answers}
-    with pytest.raises(RecordError, match=r"`columns: \{responses\[\].rank: ignore\}`"):
+    with pytest.raises(RecordError, match=r"`columns: \{\"responses\[\].rank\": ignore\}`"):
         parse(raw(fields), "preference")
     (ranking,) = parse(raw(fields, columns={"responses[].rank": "ignore"}), "preference")
     assert ranking.tiers == ((1,), (0,))

@@ -9,7 +9,7 @@ from kochat_trl.data.formats.lines import name_inside
 from kochat_trl.data.options import ReadingOptions
 from kochat_trl.errors import UserError
 
-Shape = Literal[
+FileShape = Literal[
     "array", "lines", "objects", "object", "dialogues", "csv", "text", "parquet", "arrow", "xlsx", "dataset"
 ]  # fmt: skip
 Located = tuple[int | None, Any]  # the line where a record begins, and its fields
@@ -20,12 +20,13 @@ class FileFormat:
     """What a file was found to be.
 
     - `crlf` is about its first line; `gzip` and `zstd` say how it was packed.
-    - `delimiter` is that between the cells of a table (`csv`): a comma or a tab.
+    - `delimiter` is that between the cells of a table (`csv`): a comma, a tab, a semicolon or a bar.
     - `holder` names the field whose items are the records of an `object`; `wrapper` has all its fields in their order,
       with an empty list under `holder`.
+    - `options` is what it was read with: another file of the format is, too.
     """
 
-    shape: Shape
+    shape: FileShape
     bom: bool = False
     crlf: bool = False
     gzip: bool = False
@@ -33,6 +34,7 @@ class FileFormat:
     delimiter: str = ","
     holder: str | None = None
     wrapper: dict[str, Any] = field(default_factory=dict, hash=False)
+    options: ReadingOptions = field(default_factory=ReadingOptions, compare=False)
 
 
 class Beginning:
@@ -71,5 +73,5 @@ class Beginning:
         """All lines, from the first one on; they can be read once."""
         return chain(self.head, self._rest)
 
-    def told(self, shape: Shape, **facts: Any) -> FileFormat:
-        return FileFormat(shape, bom=self.bom, crlf=self.head[0].endswith("\r\n"), **facts)
+    def told(self, shape: FileShape, **facts: Any) -> FileFormat:
+        return FileFormat(shape, bom=self.bom, crlf=self.head[0].endswith("\r\n"), options=self.options, **facts)

@@ -1,4 +1,4 @@
-"""Parquet and Arrow → records, a batch at a time; what is null is left out."""
+"""Parquet and Arrow → records, a batch at a time; a column that is null is kept as one, as in JSON."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -67,13 +67,9 @@ def rows(file: str, batch: Any) -> Iterator[dict[str, Any]]:
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{file}: two columns have the name {twice!r}")
     columns = [batch.column(name) for name in names]
-    whole = not any(column.null_count for column in columns)
     values = [_values(column) for column in columns]
     for row in zip(*values, strict=True) if names else ():
-        if whole:
-            yield dict(zip(names, row, strict=True))
-        else:
-            yield {name: value for name, value in zip(names, row, strict=True) if value is not None}
+        yield dict(zip(names, row, strict=True))
 
 
 def _values(column: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from kochat_trl.data.formats.beginning import Beginning, FileFormat, Located, Shape
+from kochat_trl.data.formats.beginning import Beginning, FileFormat, FileShape, Located
 from kochat_trl.data.formats.columnar import read_arrow, read_parquet
 from kochat_trl.data.formats.hub import is_dataset, read_dataset
 from kochat_trl.data.formats.json_text import tell_array, tell_objects
@@ -21,8 +21,8 @@ from kochat_trl.errors import UserError
 
 _Told = tuple[FileFormat, Iterator[Located]]
 
-# Shape → what its files begin with, whether that says all, and what reads them.
-BINARY: dict[Shape, tuple[tuple[bytes, ...], Callable[[str, BinaryIO], bool], Callable[..., Iterator[Located]]]] = {
+# FileShape → what its files begin with, whether that says all, and what reads them.
+BINARY: dict[FileShape, tuple[tuple[bytes, ...], Callable[[str, BinaryIO], bool], Callable[..., Iterator[Located]]]] = {
     "parquet": ((b"PAR1",), lambda *_: True, read_parquet),
     "arrow": ((b"ARROW1\0\0", b"\xff\xff\xff\xff"), lambda *_: True, read_arrow),
     "xlsx": ((b"PK\x03\x04", b"PK\x05\x06"), is_workbook, read_sheet),

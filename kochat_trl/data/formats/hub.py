@@ -27,7 +27,7 @@ def is_dataset(name: str) -> bool:
 
 
 def read_dataset(name: str) -> Iterator[Located]:
-    """The rows of a dataset, without what is null, as a stream.
+    """The rows of a dataset as a stream, without what is null inside a column.
 
     `name` is `owner/name` on the Hub, or a folder; with `/subset` for a config that its README.md declares, and with
     `:split` for another split than `train`. Raises `UserError` if it can't be loaded.
@@ -42,7 +42,7 @@ def read_dataset(name: str) -> Iterator[Located]:
         place, _, subset = place.rpartition("/")
     try:
         for row in load_dataset(place, subset, split=split, streaming=True):
-            yield None, without_nulls(row)  # `datasets` fills them in
+            yield None, {name: without_nulls(value) for name, value in row.items()}  # `datasets` fills them in
     except (DatasetsError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
         reason = str(cause).partition("\nExample")[0].replace("\n", " ") if "Config name" in str(cause) else ""

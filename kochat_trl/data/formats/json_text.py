@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 
 from kochat_trl.data import shapes
 from kochat_trl.data.formats.beginning import Beginning, FileFormat, Located
-from kochat_trl.data.records import Unreadable
+from kochat_trl.data.records import Unreadable, in_columns, in_map
 from kochat_trl.errors import UserError
 
 _ARRAY = re.compile(r"""\[\s*(?:$|[\[\]{}"'\d,-])""")  # and not a prompt such as "[긴급] 도와줘"
@@ -256,10 +256,10 @@ def _holder(beginning: Beginning, line: int, wrapper: Mapping[str, Any]) -> str 
     if len(lists) < 2:
         return next(iter(lists), None)
     name = next((name for name in lists if name and len(name) < 40 and name.isprintable()), "NAME")
+    column = {f"{name}[].question": "prompt"}
     raise UserError(
         f"{beginning.file}, line {line}: one object with several lists of records: {reprlib.repr(lists)}. A path of "
-        f"`columns:` or `--map` chooses one: `columns: {{{name}[].question: prompt}}` in a config, "
-        f"`--map {name}[].question=prompt` in a command"
+        f"`columns:` or `--map` chooses one: {in_columns(column)} in a config, {in_map(column)} in a command"
     )
 
 

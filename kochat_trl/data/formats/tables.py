@@ -9,10 +9,11 @@ from typing import Any
 
 from kochat_trl.data import shapes
 from kochat_trl.data.formats.beginning import Beginning, FileFormat, Located
-from kochat_trl.data.records import Unreadable
+from kochat_trl.data.records import Unreadable, in_columns, in_map
 from kochat_trl.errors import UserError
 
 _LOOKED_AT = 20  # lines, to tell a table whose header isn't known
+_DELIMITERS = ",\t;|"
 _SHORT_NAME = re.compile(r"[\w .\-()\[\]]{0,40}")
 _UNNAMED = "Unnamed: 0"  # pandas' name for an index without one
 _SHOWN = reprlib.Repr()
@@ -53,10 +54,11 @@ def tell_table(beginning: Beginning) -> tuple[FileFormat, Iterator[Located]] | N
     In a file named .txt it has two names at least. Raises `UserError` if the first lines are a table, and none of its
     names is known; not in a .txt file, which is prompts then.
     """
-    line, named = beginning.first, beginning.name.endswith((".csv", ".tsv"))
-    tab = beginning.name.endswith(".tsv") or ("\t" in line.strip() and not (named and "," in line))
-    delimiter = "\t" if tab else ","
-    if not named and not _is_header(beginning, [cell.strip() for cell in _cells(beginning.start, delimiter)]):
+    named = beginning.name.endswith((".csv", ".tsv"))
+    known = [mark for mark in _DELIMITERS if _is_header(beginning, _cells(beginning.start, mark))]
+    tabs = beginning.name.endswith(".tsv") or ("\t" in beginning.start and "," not in beginning.start)
+    delimiter = "\t" if tabs else (known or [","])[0]
+    if not named and not known:
         _refuse_unknown(beginning)
         return None
     told = beginning.told("csv", delimiter=delimiter)
@@ -66,7 +68,7 @@ def tell_table(beginning: Beginning) -> tuple[FileFormat, Iterator[Located]] | N
 
 def _cells(line: str, delimiter: str) -> list[str]:
     """Roughly: a quote may go on in the next line."""
-    return line.replace('"', "").split(delimiter)
+    return [cell.strip() for cell in line.replace('"', "").split(delimiter)]
 
 
 def _is_header(beginning: Beginning, cells: list[str]) -> bool:
@@ -79,19 +81,21 @@ def _is_header(beginning: Beginning, cells: list[str]) -> bool:
 
 
 def _refuse_unknown(beginning: Beginning) -> None:
-    """Raise `UserError` if the first lines have the same number of cells: at least two by tabs, or three by commas."""
+    """Raise `UserError` if the first lines have the same number of cells: two at least; where a comma may be one
+    of prose, with a blank after it, three."""
     lines = beginning.filled(_LOOKED_AT)
     if len(lines) < 2 or beginning.name.endswith(".txt"):
         return
     by_tabs = [line.rstrip("\r\n").split("\t") for line in lines]
     rows = by_tabs if len(by_tabs[0]) > 1 else _rows_by_commas(lines)
-    if len({len(row) for row in rows}) == 1 and len(rows) > 1 and len(rows[0]) >= (2 if rows is by_tabs else 3):
+    prose = rows is not by_tabs and any(cell.startswith(" ") for row in rows for cell in row[1:])
+    if len({len(row) for row in rows}) == 1 and len(rows) > 1 and len(rows[0]) >= (3 if prose else 2):
         first = [cell.strip() for cell in rows[0]]
         column = next((cell for cell in first if cell and cell.isprintable()), "COLUMN")[:20]
         raise UserError(
             f"{beginning.file}, line {beginning.number}: a table of {len(first)} columns, none with a known name: "
             f"{_SHOWN.repr(first)}. Name the file .{'tsv' if rows is by_tabs else 'csv'} and say what its columns "
-            f"are: `columns: {{{column}: prompt}}` in a config, `--map {column}=prompt` in a command. "
+            f"are: {in_columns({column: 'prompt'})} in a config, {in_map({column: 'prompt'})} in a command. "
             "Or read it as prompts, one a line: `plain_text: true`, `--plain-text`"
         )
 

@@ -262,7 +262,10 @@ class _Audit:
 
     def overlap(self, other: "_Audit") -> Overlap | None:
         """The prompts that both files have; None if there is none."""
-        one, two = ({item.prompt_key for item in audit._usable} for audit in (self, other))
+        one, two = (
+            {key for item in audit._usable for record in item.records for key in finders.asked_keys(record)}
+            for audit in (self, other)
+        )
         if not (shared := one & two):
             return None
         counts = [len(audit._add_found(finders.overlaps(audit._usable, shared))) for audit in (self, other)]

@@ -33,12 +33,12 @@ from kochat_trl.data.shapes import Kind
 from kochat_trl.desk.curation.faults import FAULTS, TEXT_FAULTS
 from kochat_trl.desk.curation.finders import (
     Item,
+    asked_keys,
     bad_tokens,
     contradictions,
     overlaps,
     overlong,
     own_faults,
-    prompt_key,
     repeats,
 )
 from kochat_trl.desk.curation.texts import mended, texts
@@ -92,7 +92,8 @@ def clean_file(
 ) -> Summary:
     """Write what `fixes` (None: the default ones of `FAULTS`) leave of `file` as the new file `output`.
 
-    `output` has the shape that came in, its names and notations too, and so is read with the same `options`.
+    `output` has the shape that came in, its names and notations too, and so is read with the same `options`, but for
+    an `encoding`: it is UTF-8.
     `report` has a JSON line for each record that was changed or dropped: `index`, `line`, `action`, `faults`, and
     the fields `before` and `after` that differ; of a dropped record all fields, and the `error` if recipes raise one.
     `kind` is told by the fields unless given. `against` names files whose prompts are to be left out (`overlap`).
@@ -177,7 +178,7 @@ def _prompts(files: Sequence[str], fixes: Collection[str], options: ReadingOptio
     """The prompts of `files` after the same mending, for comparison."""
     for raw in chain.from_iterable(read_records(file, options) for file in files):
         with suppress(RecordError):
-            yield from map(prompt_key, parse(_mended(raw, fixes, {}), "prompt"))
+            yield from chain(*map(asked_keys, parse(_mended(raw, fixes, {}), "prompt")))
 
 
 # --- One record -----------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ compared by what recipes read in them, so the order of fields, their names, or a
 `audit` looks at records as they are, `clean` as it has mended them.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, TypeVar
 
 from kochat_trl.data.layout import RawRecord
@@ -75,6 +76,12 @@ def prompt_key(record: Record) -> str:
     return normalized(record.texts[0] if isinstance(record, Dialogue) else "\n".join((*record.history, record.prompt)))
 
 
+def asked_keys(record: Record) -> list[str]:
+    """`prompt_key`, and of a dialogue each of its questions with what stands before it."""
+    texts = record.texts if isinstance(record, Dialogue) else ()
+    return [prompt_key(Prompt(texts[i], None, texts[:i])) for i in range(0, len(texts), 2)] or [prompt_key(record)]
+
+
 def _judged(record: Record) -> Sequence[str]:
     """The texts that Hangul is asked of."""
     if isinstance(record, Dialogue):
@@ -107,9 +114,9 @@ def own_faults(items: Sequence[AnItem]) -> Found[AnItem]:
                 yield item, "three_cycle"
 
 
-def overlaps(items: Sequence[AnItem], prompts: Collection[str]) -> Found[AnItem]:
-    """`overlap`: the prompt is one of `prompts`, those of other files as `prompt_key` has them."""
-    return ((item, "overlap") for item in items if item.prompt_key in prompts)
+def overlaps(items: Sequence[AnItem], prompts: Set[str]) -> Found[AnItem]:
+    """`overlap`: something that it asks is one of `prompts`, those of other files as `asked_keys` has them."""
+    return ((item, "overlap") for item in items if not prompts.isdisjoint(chain(*map(asked_keys, item.records))))
 
 
 _SAME: dict[str, Callable[[Item], Any]] = {

@@ -81,9 +81,11 @@ def _leaves(raw: RawRecord, value: Any, role: str, tagged: bool) -> Iterator[tup
     """The texts in what stands under a role; a text may be a dialogue with tags if it is read as one."""
     told = _ROLE_OF[role]
     if isinstance(value, str):
-        pieces = _pieces(value) if tagged else []
+        pieces = _pieces(value) if tagged or shapes.is_dialogue(value) else []
         if len(pieces) > 1:
-            for i, (speaker, _, _) in enumerate(shapes.tagged_spans(value)):
+            for i, (speaker, start, end) in enumerate(shapes.tagged_spans(value)):
+                if role != "text" and not value[start:end].strip():
+                    continue  # the tag of the answer that a prompt waits for
                 yield ("#", 2 * i + 1), (_SPEAKER[speaker], pieces[2 * i + 1])
         else:
             yield (), (told or PROMPTS, value)

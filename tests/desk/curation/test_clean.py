@@ -105,6 +105,17 @@ def test_the_first_of_two_that_may_stay_is_kept(clean):
     assert cleaned.faults == [(0, "dropped", ["replacement"]), (2, "dropped", ["near_duplicate"])]
 
 
+def test_overlap_of_what_stands_after_other_turns(clean, write):
+    """A question after a history, read for SFT, is that of a prompt file; so is a later one of a dialogue."""
+    record = {"instruction": "어떻게?", "output": "이렇게.", "history": [["뭐?", "이거."]]}
+    held_out = write("held", json.dumps([{"prompt": "어떻게?", "history": [["뭐?", "이거."]]}]))
+    talk = messages("뭐?", "이거.", "어떻게?", "이렇게.")
+    other = record | {"history": [["뭐?", "저거."]]}
+    records = [record, {"instruction": "어떻게?", "output": "네."}, other, talk]
+    cleaned = clean(records, kind="sft", against=[held_out], fixes=[])
+    assert cleaned.faults == [(0, "dropped", ["overlap"]), (3, "dropped", ["overlap"])]
+
+
 def test_overlap(clean, write):
     held_out = write("held.jsonl", '{"prompt": "물음\\u00a0하나", "completion": "x"}\n{"prompt": ""}\n')
     talk = write("talk.txt", f"{DIALOGUE_START}\n<사람>: '안녕\n<챗봇>: 네\n")

@@ -4,9 +4,10 @@ import json
 
 from kochat_trl.data.layout import RawRecord
 from kochat_trl.data.options import ReadingOptions
-from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS
+from kochat_trl.data.readers import DIALOGUE_START, SPEAKERS, read_records
 from kochat_trl.data.records import Source
 from kochat_trl.data.shapes import SHAPES, tagged_spans
+from kochat_trl.desk.curation.clean import clean_file
 from kochat_trl.desk.curation.texts import texts, with_texts
 from kochat_trl.errors import UserError
 from tests.desk.curation.helpers import RANKED, SFT, Cleaned, clean_names, dialogue, messages, ranking
@@ -316,6 +317,28 @@ def test_prompts_alone_keep_their_other_fields(clean):
     records = [{"instruction": "질문", "output": "", "id": 1}, {"Q": "물음"}, {"prompt": "뭐", "completion": 3}]
     cleaned = clean(records, kind="prompt")
     assert (cleaned.records, cleaned.report) == (records, [])
+
+
+def test_what_is_left_is_read_with_the_options_that_it_was_read_with(tmp_path):
+    """By these one record with a list of objects is no object that holds records."""
+    dirty, out = tmp_path / "dirty.jsonl", tmp_path / "out.jsonl"
+    record = {"고객": "뭐?", "상담사": "네.", "자료": [{"a": 1}]}
+    dirty.write_text(f"{json.dumps(record)}\n" * 2, encoding="utf-8")
+    options = ReadingOptions(columns={"고객": "prompt", "상담사": "completion", "자료": "ignore"})
+    clean_file(dirty, out, report=tmp_path / "report", fixes=["duplicate"], options=options)
+    assert [raw.fields for raw in read_records(out, options)] == [record]
+
+
+@pytest.mark.parametrize(("text", "name"), [("질문\n뭐?\n", "out.txt"), ("질문,답\n뭐?,네\n", "out.tsv")])
+def test_a_table_is_not_written_under_a_name_that_says_something_else(tmp_path, text, name):
+    dirty = tmp_path / "dirty.csv"
+    dirty.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"a table of that name would be taken for something else; name it \.csv"):
+        clean_file(dirty, tmp_path / name, report=tmp_path / "report")
+    assert [path.name for path in tmp_path.iterdir()] == ["dirty.csv"]
+    for name in ("out.csv", "out"):
+        clean_file(dirty, tmp_path / name, report=tmp_path / f"{name}.report")
+        assert (tmp_path / name).read_text(encoding="utf-8") == text
 
 
 UNCLEAR = [

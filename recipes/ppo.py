@@ -24,11 +24,12 @@ def main() -> None:
     require_stage_output(reward_path)
 
     # 1. Policy, reference, reward and value: four adapters on one backbone. The policy starts as the SFT adapter, and
-    #    the reference stays it; the value starts as the reward model, which stays as it is too.
+    #    the reference stays it; the value starts as the reward model, which stays as it is too. RLOO and GRPO
+    #    have none.
     ours = training.engine == "kochat"
     tokenizer = load_tokenizer(sft_path, args.model.model_revision)
     check_same_texts(tokenizer, sft_path, load_tokenizer(reward_path), reward_path)
-    roles = load_roles(sft_path, reward_path, args.model, tokenizer, training.value_model, share=ours)
+    roles = load_roles(sft_path, reward_path, args.model, tokenizer, training.value_function, share=ours)
 
     # 2. Prompts → tokens, through the template of SFT, up to where the answer starts.
     train_dataset, eval_dataset, data_report = build_datasets("ppo", args, tokenizer)

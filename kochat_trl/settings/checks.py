@@ -12,7 +12,11 @@ from kochat_trl.settings.ppo import PPOConfig
 
 # Keys that TRL's own PPOTrainer has not: `engine: trl` would ignore them.
 OURS = ["value_model", "kl_target", "kl_horizon", "normalize_scores", "score_clip", "score_after_eos", "kl_limit"]
-OURS += ["guard_updates"]
+OURS += ["guard_updates", "advantages", "num_generations"]
+# Keys that mean nothing without a value function (but `lam: 1`, by which a reward reaches all tokens before it, as it
+# does there), and keys of GRPO alone.
+OF_VALUES = ["value_model", "vf_coef", "cliprange_value", "gamma", "lam", "whiten_rewards", "score_after_eos"]
+OF_GRPO = ["scale_rewards", "loss_type"]
 
 
 def check_values(stage: Stage, values: Any) -> None:
@@ -50,6 +54,7 @@ def check_ppo(args: Any) -> None:
         raise UserError("stop_token and stop_token_id are both set; remove one")
     if args.missing_eos_penalty is not None and not args.stop_token and args.stop_token_id is None:
         raise UserError("missing_eos_penalty: no response can end itself without a stop token; set stop_token: eos")
+    _check_groups(args, rollout)
     if args.engine == "trl":
         for key in OURS:
             if getattr(args, key) != getattr(PPOConfig, key):
@@ -58,6 +63,29 @@ def check_ppo(args: Any) -> None:
             raise UserError("kl_estimator: TRL's PPOTrainer has k1 and k3; set one, or engine: kochat")
         if args.resume_from_checkpoint is not None:
             raise UserError("TRL's PPOTrainer can't resume; start the run again in a new output_dir")
+
+
+def _check_groups(args: Any, rollout: int) -> None:
+    """Raise `UserError` for keys that don't fit `advantages`."""
+    size, method = args.num_generations, args.advantages
+    if size < 1 or rollout % size:
+        raise UserError(
+            f"a rollout of {rollout} responses (per_device_train_batch_size · gradient_accumulation_steps) doesn't "
+            f"divide into prompts with {size} responses each (num_generations)"
+        )
+    if method != "gae" and size < 2:
+        raise UserError(
+            f"num_generations: found {size}, and advantages: {method} compares the responses to one prompt: set 2 or "
+            "more, 4, say"
+        )
+    for key in OF_VALUES * (method != "gae") + OF_GRPO * (method != "grpo"):
+        if getattr(args, key) != getattr(PPOConfig, key) and (key, args.lam) != ("lam", 1):
+            raise UserError(f"{key}: has no meaning for advantages: {method}; remove it")
+    if method == "grpo" and args.kl_estimator == "k1" and (args.kl_coef or args.kl_target):
+        raise UserError(
+            "kl_estimator: with advantages: grpo the KL is in the loss, where k1 pulls nowhere (its gradient is 0 on "
+            "average). Set k3, as in TRL, or kl_coef: 0"
+        )
 
 
 def check_ranking_loss(recipe: Any, center_coefficient: float | None) -> None:

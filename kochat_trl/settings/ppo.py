@@ -54,7 +54,20 @@ class PPOConfig(TrainingArguments):
     lam: float = field(default=0.95, metadata={"help": "λ of GAE."})
     ds3_gather_for_generation: bool = field(default=True, metadata={"help": "Has no effect: DeepSpeed is refused."})
 
+    # TRL's, of its RLOOConfig and GRPOConfig
+    num_generations: int = field(default=1, metadata={"help": "Responses to each prompt of a rollout."})
+    scale_rewards: Literal["group", "none"] = field(
+        default="group", metadata={"help": "GRPO: advantages over the deviation of their group, or as they are."}
+    )
+    loss_type: Literal["grpo", "dapo", "dr_grpo"] = field(
+        default="dapo", metadata={"help": "GRPO: what a token weighs, objective.token_weights."}
+    )
+
     # This project's
+    advantages: Literal["gae", "rloo", "grpo"] = field(
+        default="gae",
+        metadata={"help": "gae: of a value model; rloo, grpo: over the other responses to a prompt, without one."},
+    )
     engine: Literal["kochat", "trl"] = field(default="kochat", metadata={"help": "Our trainer, or TRL 1.12's own."})
     value_model: Literal["adapter", "shared"] = field(
         default="adapter",
@@ -80,6 +93,11 @@ class PPOConfig(TrainingArguments):
     local_mini_batch_size: int | None = _derived()
     mini_batch_size: int | None = _derived()
     micro_batch_size: int | None = _derived()
+
+    @property
+    def value_function(self) -> Literal["adapter", "shared"] | None:
+        """`value_model`, or None where advantages need none."""
+        return self.value_model if self.advantages == "gae" else None
 
     def __post_init__(self) -> None:
         self.bf16 = not self.fp16 if self.bf16 is None else self.bf16

@@ -42,15 +42,69 @@ VALUES = {
     "score_after_eos": True,
     "kl_limit": 50,
     "guard_updates": 5,
+    "advantages": "rloo",
+    "num_generations": 2,
 }
+GROUPS = {"advantages": "grpo", "num_generations": 4, "kl_estimator": "k3"}
 
 
 @pytest.mark.parametrize("key", OURS)
 def test_keys_that_trls_engine_would_ignore_are_refused(write, key):
-    text = PPO + yaml.safe_dump({key: VALUES[key]})
+    text = PPO + yaml.safe_dump({key: VALUES[key]} | ({"num_generations": 2} if key == "advantages" else {}))
     resolve_arguments("ppo", write("ppo.yaml", text), [])
     with pytest.raises(UserError, match=f"{key}: TRL's PPOTrainer has nothing like it"):
         resolve_arguments("ppo", write("ppo.yaml", text), ["--engine", "trl"])
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("value_model", "shared"),
+        ("vf_coef", 0.5),
+        ("cliprange_value", 0.1),
+        ("gamma", 0.9),
+        ("lam", 0.9),
+        ("whiten_rewards", True),
+        ("score_after_eos", True),
+    ],
+)
+def test_keys_of_a_value_function_that_is_not_there(write, key, value, method):
+    resolve_arguments("ppo", write("ppo.yaml", PPO + yaml.safe_dump({key: value})), [])
+    text = PPO + yaml.safe_dump(GROUPS | {"advantages": method, key: value})
+    with pytest.raises(UserError, match=f"{key}: has no meaning for advantages: {method}; remove it"):
+        resolve_arguments("ppo", write("ppo.yaml", text), [])
+    assert resolve_arguments("ppo", write("ppo.yaml", PPO + yaml.safe_dump(GROUPS | {"lam": 1.0})), [])["lam"] == 1
+
+
+@pytest.mark.parametrize(("key", "value"), [("scale_rewards", "none"), ("loss_type", "grpo")])
+def test_keys_of_grpo_are_refused_elsewhere(write, key, value):
+    text = PPO + yaml.safe_dump(GROUPS | {key: value})
+    assert resolve_arguments("ppo", write("ppo.yaml", text), [])[key] == value
+    for method in ("gae", "rloo"):
+        with pytest.raises(UserError, match=f"{key}: has no meaning for advantages: {method}"):
+            resolve_arguments("ppo", write("ppo.yaml", text), ["--advantages", method])
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"num_generations": 1}, "num_generations: found 1, and advantages: grpo compares"),
+        ({"num_generations": 3}, "a rollout of 8 responses .* divide into prompts with 3 responses each"),
+        ({"num_generations": 0}, "divide into prompts with 0 responses each"),
+        ({"advantages": "gae", "num_generations": 3}, "divide into prompts with 3"),
+        ({"kl_estimator": "k1"}, "kl_estimator: with advantages: grpo the KL is in the loss, where k1 pulls nowhere"),
+    ],
+)
+def test_groups_that_can_not_be(write, changed, words):
+    resolve_arguments("ppo", write("ppo.yaml", PPO + yaml.safe_dump(GROUPS)), [])
+    with pytest.raises(UserError, match=words):
+        resolve_arguments("ppo", write("ppo.yaml", PPO + yaml.safe_dump(GROUPS | changed)), [])
+
+
+def test_k1_is_as_good_as_any_without_a_kl_in_the_loss(write):
+    for changed in ({"kl_coef": 0.0}, {"advantages": "rloo"}):
+        resolve_arguments("ppo", write("ppo.yaml", PPO + yaml.safe_dump(GROUPS | {"kl_estimator": "k1"} | changed)), [])
 
 
 @pytest.mark.parametrize("line", ["pairs: adjacent", "rank_margins: true", "center_rewards_coefficient: 0.1"])

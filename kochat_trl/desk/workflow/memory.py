@@ -174,10 +174,11 @@ def _trained_model(stage: str, args: Arguments, shape: PretrainedConfig) -> Any:
 
 def _ppo_roles(stages: dict[Stage, Arguments], shape: PretrainedConfig) -> Roles:
     """What `load_roles` makes of the outputs of SFT and reward model."""
-    own_value = stages["ppo"].training.value_model == "adapter"
+    value_function = stages["ppo"].training.value_function
+    own_value, has_value = value_function == "adapter", value_function is not None
     if not (stages["sft"].model.use_peft and stages["reward"].model.use_peft):
         policy, reward, value = (_trained_model(stage, stages[stage], shape) for stage in ("sft", "reward", "reward"))
-        return separate_models(policy, None, reward, value if own_value else None)
+        return separate_models(policy, None, reward, value if own_value else None, has_value=has_value)
     backbone = empty_model("policy", shape, stages["ppo"].model)
     roles = {"policy": "sft", "reference": "sft", "reward": "reward", **({"value": "reward"} if own_value else {})}
     model: Any = None
@@ -190,7 +191,7 @@ def _ppo_roles(stages: dict[Stage, Arguments], shape: PretrainedConfig) -> Roles
         for parameter in adapter_parameters(model, name):
             parameter.data = parameter.data.float()
     heads = [linear_head(torch.zeros(1, shape.get_text_config().hidden_size)) for _ in range(2)]
-    return adapters_of(model, heads[0], heads[1] if own_value else None)
+    return adapters_of(model, heads[0], heads[1] if has_value else None)
 
 
 def _materialize(model: nn.Module) -> None:

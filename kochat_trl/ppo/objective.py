@@ -16,6 +16,7 @@ The group methods answer each prompt several times, and an answer's advantage is
 Papers: [PPO] Schulman et al. 2017, 1707.06347. [GAE] Schulman et al. 2015, 1506.02438. [Z] Ziegler et al. 2019,
 1909.08593. [KL] Schulman 2020, joschu.net/blog/kl-approx.html. [RLOO] Ahmadian et al. 2024, 2402.14740. [GRPO] Shao et
 al. 2024 (DeepSeekMath), 2402.03300. [Dr] Liu et al. 2025 (Dr. GRPO), 2503.20783. [DAPO] Yu et al. 2025, 2503.14476.
+[V3.2] DeepSeek-AI 2025, 2512.02556.
 
 The loss of a step is the mean of `policy_losses` plus vf_coef times the mean of `value_losses`; there is no entropy
 bonus, and `entropy` is a metric. The defaults are those of TRL 1.12's PPOConfig; of GRPO, of its GRPOConfig.
@@ -196,12 +197,13 @@ def grpo_losses(
 ) -> tuple[Tensor, Tensor]:
     """`policy_losses` with kl_coef · KL on top, (b, t), and where the clip binds.  [GRPO] eq. 3 and 4
 
-    The KL is of the policy that learns, with gradients: k3's and k2's pull it to the reference. 0 and False under the
-    mask.
+    The KL is of the policy that learns, times ρ = π/π_old, as the tokens are π_old's. Without the ratio the gradient
+    isn't the KL's, and of k1 it is 0 on average ([V3.2]; TRL's use_bias_correction_kl). 0 and False under the mask.
     """
     losses, clipped = policy_losses(logprobs, old_logprobs, advantages, mask, cliprange)
+    ratio = torch.exp(torch.where(mask, logprobs - old_logprobs, 0))
     kl = kl_estimate(torch.where(mask, logprobs, 0), torch.where(mask, ref_logprobs, 0), estimator)
-    return losses + kl_coef * kl, clipped
+    return losses + kl_coef * ratio * kl, clipped
 
 
 def token_weights(mask: Tensor, loss_type: LossType = "dapo", response_length: int = 1) -> Tensor:

@@ -82,6 +82,7 @@ class PPOTrainer(Trainer):
         else:
             self.reference_is_start = ref_model is None and not isinstance(model, PeftModel)
             roles = roles_of(args, model, ref_model, reward_model, value_model, peft_config)
+        guards.check_value(roles, args)
         guards.check_prompts(positions_of(roles.config), args.response_length, train_dataset, eval_dataset)
         given = [] if args.stop_token_id is None else [args.stop_token_id]
         self.stop_ids = stop_ids(processing_class) if args.stop_token == "eos" else given

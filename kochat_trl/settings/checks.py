@@ -81,11 +81,6 @@ def _check_groups(args: Any, rollout: int) -> None:
     for key in OF_VALUES * (method != "gae") + OF_GRPO * (method != "grpo"):
         if getattr(args, key) != getattr(PPOConfig, key) and (key, args.lam) != ("lam", 1):
             raise UserError(f"{key}: has no meaning for advantages: {method}; remove it")
-    if method == "grpo" and args.kl_estimator == "k1" and (args.kl_coef or args.kl_target):
-        raise UserError(
-            "kl_estimator: with advantages: grpo the KL is in the loss, where k1 pulls nowhere (its gradient is 0 on "
-            "average). Set k3, as in TRL, or kl_coef: 0"
-        )
 
 
 def check_ranking_loss(recipe: Any, center_coefficient: float | None) -> None:

@@ -45,7 +45,7 @@ VALUES = {
     "advantages": "rloo",
     "num_generations": 2,
 }
-GROUPS = {"advantages": "grpo", "num_generations": 4, "kl_estimator": "k3"}
+GROUPS = {"advantages": "grpo", "num_generations": 4}
 
 
 @pytest.mark.parametrize("key", OURS)
@@ -93,18 +93,12 @@ def test_keys_of_grpo_are_refused_elsewhere(write, key, value):
         ({"num_generations": 3}, "a rollout of 8 responses .* divide into prompts with 3 responses each"),
         ({"num_generations": 0}, "divide into prompts with 0 responses each"),
         ({"advantages": "gae", "num_generations": 3}, "divide into prompts with 3"),
-        ({"kl_estimator": "k1"}, "kl_estimator: with advantages: grpo the KL is in the loss, where k1 pulls nowhere"),
     ],
 )
 def test_groups_that_can_not_be(write, changed, words):
     resolve_arguments("ppo", write("ppo.yaml", PPO + yaml.safe_dump(GROUPS)), [])
     with pytest.raises(UserError, match=words):
         resolve_arguments("ppo", write("ppo.yaml", PPO + yaml.safe_dump(GROUPS | changed)), [])
-
-
-def test_k1_is_as_good_as_any_without_a_kl_in_the_loss(write):
-    for changed in ({"kl_coef": 0.0}, {"advantages": "rloo"}):
-        resolve_arguments("ppo", write("ppo.yaml", PPO + yaml.safe_dump(GROUPS | {"kl_estimator": "k1"} | changed)), [])
 
 
 @pytest.mark.parametrize("line", ["pairs: adjacent", "rank_margins: true", "center_rewards_coefficient: 0.1"])

@@ -313,6 +313,16 @@ def test_resume_goes_on_exactly(recipe, tiny_base, kochatgpt_files, tmp_path):
     assert all((ours[name] - theirs[name]).abs().max() <= 1e-4 for name in theirs)
 
 
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_group_methods_write_no_value_function(recipe, outputs, tiny_base, kochatgpt_files, tmp_path, method):
+    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / method, **ppo_paths(outputs))
+    recipe("ppo", *arguments, "--advantages", method, "--num_generations", "2")
+    assert {path.name for path in (tmp_path / method).iterdir()} == ADAPTER_FILES | {"samples.jsonl"}
+    first = read(tmp_path / method, "metrics.json")["history"][0]
+    assert first["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert "loss/value_avg" not in first
+
+
 def test_overwriting_renames_and_full_training_saves_a_model(recipe, tiny_base, kochatgpt_files, tmp_path):
     """What the old run left must not decide what the next stage loads."""
     output = tmp_path / "sft"

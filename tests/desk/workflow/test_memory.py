@@ -64,6 +64,17 @@ def test_weights_adapters_gradients_and_optimizer(configs):
     assert found["PPO, sampling"]["trained weights"] == found["PPO, update"]["trained weights"]
 
 
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_group_methods_have_no_value_adapter(configs, method):
+    experiment = configs.parent / f"{method}.yaml"
+    experiment.write_text(f"extends: set\nadvantages: {method}\nnum_generations: 2\n")
+    found = by_phase(plan_memory(experiment))
+    for phase in ("PPO, update", "PPO, sampling"):
+        assert found[phase]["trained weights"] == 4 * ADAPTER
+        assert found[phase]["frozen weights, float32"] == 4 * (IN_MATRICES + BESIDE + 2 * ADAPTER + WIDTH)
+        assert 8 * ADAPTER < found[phase]["optimizer"] < 8 * ADAPTER + 1000
+
+
 def test_a_base_whose_text_part_has_a_config_of_its_own(configs):
     """The sizes are those of the text part, also for PPO's heads."""
     text = {"vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": LAYERS}

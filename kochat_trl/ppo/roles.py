@@ -102,16 +102,16 @@ class Roles(nn.Module):
         return policy, reference, reward, value
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the policy, as an adapter or a model, and the value function into the folder `value` in it.
+        """Write the policy, as an adapter or a model, and the value function, if there is one, into `value` in it.
 
         The value function is written as a reward model is, adapter and head or a classifier. A head on the hidden
         states of a policy that is no adapter is written alone.
         """
         models: Any = self.models
         _save(models["policy"], self.policy.adapter, folder)
-        value_folder = Path(folder) / "value"
         if self.value is None:
             return
+        value_folder = Path(folder) / "value"
         if "value" in models:
             _save(models["value"], self.value.adapter, value_folder, _plain_head(self.value.head))
         elif self.value.adapter is not None:
@@ -194,14 +194,12 @@ def separate_models(
         reference = Role(ref_model, lm_head(ref_model), _active_adapter(ref_model))
     reward = Role(reward_model.requires_grad_(False), score_head(reward_model), _active_adapter(reward_model))
     value = None
-    if not has_value:
-        pass
-    elif value_model is None:
-        models["value_head"] = _new_value_head(policy.head)
-        value = Role(model, models["value_head"], policy.adapter)
-    else:
+    if value_model is not None:
         models["value"] = value_model
         value = Role(value_model, score_head(value_model), _active_adapter(value_model))
+    elif has_value:
+        models["value_head"] = _new_value_head(policy.head)
+        value = Role(model, models["value_head"], policy.adapter)
     return Roles(models, policy, reference, reward, value)
 
 

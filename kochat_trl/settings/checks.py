@@ -10,6 +10,9 @@ from kochat_trl.errors import UserError
 from kochat_trl.settings.keys import Stage
 from kochat_trl.settings.ppo import PPOConfig
 
+# Of keys that a script may set to anything.
+CHOICES = {"kl_estimator": ["k1", "k2", "k3"], "advantages": ["gae", "rloo", "grpo"]}
+CHOICES |= {"scale_rewards": ["group", "none"], "loss_type": ["grpo", "dapo", "dr_grpo"]}
 # Keys that TRL's own PPOTrainer has not: `engine: trl` would ignore them.
 OURS = ["value_model", "kl_target", "kl_horizon", "normalize_scores", "score_clip", "score_after_eos", "kl_limit"]
 OURS += ["guard_updates", "advantages", "num_generations"]
@@ -44,8 +47,9 @@ def check_ppo(args: Any) -> None:
         raise UserError("save_strategy: expected no or steps: PPO has no epochs to save after")
     if args.eval_strategy != "no" or args.load_best_model_at_end:
         raise UserError("eval_strategy, load_best_model_at_end: PPO has no evaluation; set num_sample_generations")
-    if args.kl_estimator not in ("k1", "k2", "k3"):
-        raise UserError(f"kl_estimator: found '{args.kl_estimator}', expected k1, k2 or k3")
+    for key, choices in CHOICES.items():
+        if getattr(args, key) not in choices:
+            raise UserError(f"{key}: found '{getattr(args, key)}', expected {', '.join(choices[:-1])} or {choices[-1]}")
     if args.kl_target is not None and args.kl_target <= 0:
         raise UserError(f"kl_target: found {args.kl_target}, expected nats above 0")
     if args.total_episodes is not None and args.total_episodes < 1:

@@ -72,6 +72,20 @@ def test_a_value_model_is_refused(build, folders):
         build(on_one_backbone(folders, None))
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"scale_rewards": True}, "scale_rewards: found 'True', expected group or none"),
+        ({"loss_type": "bnpo"}, "loss_type: found 'bnpo', expected grpo, dapo or dr_grpo"),
+        ({"advantages": "reinforce"}, "advantages: found 'reinforce', expected gae, rloo or grpo"),
+        ({"kl_estimator": "k4"}, "kl_estimator: found 'k4', expected k1, k2 or k3"),
+    ],
+)
+def test_what_a_script_may_set_and_is_not_known(build, settings, words):
+    with pytest.raises(UserError, match=words):
+        build(whole_models, **GRPO | settings)
+
+
 @pytest.mark.parametrize("advantages", ["gae", "rloo"])
 def test_each_prompt_is_answered_several_times(build, monkeypatch, advantages):
     asked = []

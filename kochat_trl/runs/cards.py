@@ -21,7 +21,7 @@ def model_card(output_dir: Path, args: Arguments, metrics: dict[str, Any], hashe
     """A model card: base and its licence, data with hashes (SHA-256), settings, results, and how to load it."""
     stage = type(args.training).__name__.removesuffix("Config")
     adapter = is_adapter(str(output_dir))
-    before = args.training.sft_model_path if stage == "PPO" else str(args.model.model_name_or_path)
+    before = getattr(args.training, "sft_model_path", None) or str(args.model.model_name_or_path)
     base = base_of_adapter(str(output_dir))[0] if adapter else before
     load = f"python scripts/merge_lora.py --adapter {output_dir} --output FOLDER"
     if not adapter:

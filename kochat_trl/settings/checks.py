@@ -6,13 +6,15 @@ trainers ask again, for scripts that build a config by themselves.
 
 from typing import Any
 
-from kochat_trl.errors import UserError
+from kochat_trl.errors import UserError, nearest
 from kochat_trl.settings.keys import Stage
 from kochat_trl.settings.ppo import PPOConfig
 
 # Keys that TRL's own PPOTrainer has not: `engine: trl` would ignore them.
 OURS = ["value_model", "kl_target", "kl_horizon", "normalize_scores", "score_clip", "score_after_eos", "kl_limit"]
 OURS += ["guard_updates"]
+DPO_LOSSES = ["sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot"]
+DPO_LOSSES += ["aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"]
 
 
 def check_values(stage: Stage, values: Any) -> None:
@@ -22,6 +24,10 @@ def check_values(stage: Stage, values: Any) -> None:
         return
     if values.eval_strategy != "no" and not values.eval_files:
         raise UserError(f"eval_strategy: found {values.eval_strategy}, and there are no eval_files to evaluate on")
+    if stage == "dpo":
+        check_dpo(values)
+    if stage == "kto":
+        check_kto(values)
     if stage == "reward":
         check_ranking_loss(values, values.center_rewards_coefficient)
 
@@ -58,6 +64,32 @@ def check_ppo(args: Any) -> None:
             raise UserError("kl_estimator: TRL's PPOTrainer has k1 and k3; set one, or engine: kochat")
         if args.resume_from_checkpoint is not None:
             raise UserError("TRL's PPOTrainer can't resume; start the run again in a new output_dir")
+
+
+def check_dpo(args: Any) -> None:
+    """Raise `UserError` for what TRL's DPOTrainer would say once the models are loaded, or at the first step."""
+    for loss in args.loss_type:
+        if loss not in DPO_LOSSES:
+            raise UserError(
+                f"loss_type: found '{loss}'{nearest(loss, set(DPO_LOSSES), '')}; TRL has {', '.join(DPO_LOSSES)}"
+            )
+    if "exo_pair" in args.loss_type and not args.label_smoothing:
+        raise UserError("label_smoothing: `loss_type: [exo_pair]` needs one above 0, such as 1e-3")
+
+
+def check_kto(args: Any) -> None:
+    """Raise `UserError` for what TRL's KTOTrainer would say once the models are loaded."""
+    if args.loss_type != "kto":
+        return
+    if args.per_device_train_batch_size < 2:
+        raise UserError(
+            "per_device_train_batch_size: found 1, expected 2 or more: KTO takes its KL from a batch's other answers"
+        )
+    if args.train_sampling_strategy != "sequential":
+        raise UserError(
+            f"train_sampling_strategy: found {args.train_sampling_strategy}, expected sequential: KTO takes its KL from "
+            "a batch's other answers, so batches are made beforehand. Rows are shuffled once, by the seed"
+        )
 
 
 def check_ranking_loss(recipe: Any, center_coefficient: float | None) -> None:

@@ -87,8 +87,8 @@ def check_kto(args: Any) -> None:
         )
     if args.train_sampling_strategy != "sequential":
         raise UserError(
-            f"train_sampling_strategy: found {args.train_sampling_strategy}, expected sequential: KTO takes its KL from "
-            "a batch's other answers, so batches are made beforehand. Rows are shuffled once, by the seed"
+            f"train_sampling_strategy: found {args.train_sampling_strategy}, expected sequential: KTO takes its KL "
+            "from a batch's other answers, so batches are made beforehand. Rows are shuffled once, by the seed"
         )
 
 

@@ -1,11 +1,15 @@
 """Values that a recipe refuses are told when a config is resolved: before anything is loaded, and by `kochat run`."""
 
+import re
+from dataclasses import fields
+
 from kochat_trl.errors import UserError
-from kochat_trl.settings.checks import OURS
+from kochat_trl.settings.checks import DPO_LOSSES, OURS
 from kochat_trl.settings.parse import changed_setting, resolve_arguments
 
 import pytest
 import yaml
+from trl import DPOConfig
 
 PPO = "train_files: [a]\nsft_model_path: a\nreward_model_path: b\noutput_dir: c\n"
 OTHER = "train_files: [a]\nmodel_name_or_path: a\noutput_dir: c\n"
@@ -58,6 +62,28 @@ def test_keys_that_mean_nothing_to_the_listwise_loss(write, line):
     resolve_arguments("reward", write("reward.yaml", OTHER + line), [])
     with pytest.raises(UserError, match=f"{line.split(':')[0]}: has no meaning for `loss: listwise`"):
         resolve_arguments("reward", write("reward.yaml", OTHER + line), ["--loss", "listwise"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "line", "message"),
+    [
+        ("dpo", "loss_type: [ip]", r"loss_type: found 'ip'. Did you mean 'ipo'\?; TRL has sigmoid, hinge"),
+        ("dpo", "loss_type: [exo_pair]", "label_smoothing: .* needs one above 0"),
+        ("kto", "per_device_train_batch_size: 1", "found 1, expected 2 or more"),
+        ("kto", "train_sampling_strategy: random", "found random, expected sequential"),
+        ("kto", "loss_type: ipo", "found 'ipo', expected 'kto' or 'apo_zero_unpaired'"),
+    ],
+)
+def test_what_trl_would_say_once_the_models_are_loaded_is_told_before(write, stage, line, message):
+    text = "train_files: [a]\nsft_model_path: a\noutput_dir: c\n"
+    resolve_arguments(stage, write("run.yaml", text), [])
+    with pytest.raises(UserError, match=message):
+        resolve_arguments(stage, write("run.yaml", text + line), [])
+
+
+def test_the_losses_of_pairs_are_those_that_trl_lists():
+    said = next(field.metadata["help"] for field in fields(DPOConfig) if field.name == "loss_type")
+    assert set(re.findall(r"`'(\w+)'`", said)) == set(DPO_LOSSES)
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])

@@ -1,4 +1,4 @@
-"""What a PPO run changed, in figures: base, SFT and PPO side by side."""
+"""What a run changed, in figures: base, SFT and what PPO, DPO or KTO made of it, side by side."""
 
 import json
 import os
@@ -32,50 +32,69 @@ import yaml
 from tqdm.auto import tqdm
 
 LIMIT = 200  # prompts; chrF and the intervals hardly change beyond
+# Methods, and a key that only the settings of each have.
+MADE_BY = {"ppo": "reward_model_path", "dpo": "ld_alpha", "kto": "desirable_weight"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """The folders of a PPO run's stages, as their `resolved.yaml` name them; `settings` are PPO's."""
+    """The folders of a run's stages, as their `resolved.yaml` name them; `settings` are those of `output`.
+
+    `method` made `output` of `sft`: ppo, dpo or kto.
+    """
 
     base: str
     revision: str
     sft: Path
     reward: Path
-    ppo: Path
+    output: Path
+    method: str
     settings: dict[str, Any]
 
     @classmethod
-    def of(cls, ppo: str | Path) -> "Run":
-        """The run whose PPO output is the folder `ppo`. Raises `UserError` if that isn't one, or a stage is gone."""
-        settings = _resolved(Path(ppo))
+    def of(cls, output: str | Path, reward_model: str | None = None) -> "Run":
+        """The run that ended in the folder `output`; `reward_model` scores it unless it trained against one.
+
+        Raises `UserError` if that isn't an output of PPO, DPO or KTO, or a stage is gone.
+        """
+        settings = _resolved(Path(output))
         if "sft_model_path" not in settings:
-            raise UserError(f"{ppo}: not the output of recipes/ppo.py; give that folder, such as outputs/kogpt2/ppo")
-        sft, reward = Path(settings["sft_model_path"]), Path(settings["reward_model_path"])
+            raise UserError(
+                f"{output}: not the output of recipes/ppo.py, dpo.py or kto.py; give that folder, such as "
+                "outputs/kogpt2/ppo"
+            )
+        method = next(name for name, key in MADE_BY.items() if key in settings)
+        scorer = settings.get("reward_model_path") or reward_model
+        if scorer is None:
+            raise UserError(
+                f"{output}: was trained without a reward model; say with --reward-model what scores answers"
+            )
+        settings["reward_model_path"] = scorer
+        sft, reward = Path(settings["sft_model_path"]), Path(scorer)
         _resolved(reward)
         started = _resolved(sft)
         base, revision = started["model_name_or_path"], started.get("model_revision", "main")
-        return cls(base, revision, sft, reward, Path(ppo), settings)
+        return cls(base, revision, sft, reward, Path(output), method, settings)
 
 
-def named_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
-    """The runs of PPO's output folders by name: `ppo`, or of several what tells their folders apart.
+def named_runs(folders: Sequence[str | Path], reward_model: str | None = None) -> dict[str, Run]:
+    """The runs of output folders by name: its method, such as `ppo`, or of several what tells their folders apart.
 
     Raises `UserError` if they don't start from the same SFT model, which is what they are compared with.
     """
-    runs = [Run.of(folder) for folder in folders]
+    runs = [Run.of(folder, reward_model) for folder in folders]
     for i, run in enumerate(runs[1:], start=1):
-        if run.ppo.resolve() in [earlier.ppo.resolve() for earlier in runs[:i]]:
-            raise UserError(f"{run.ppo} is named twice")
+        if run.output.resolve() in [earlier.output.resolve() for earlier in runs[:i]]:
+            raise UserError(f"{run.output} is named twice")
         if run.sft.resolve() != runs[0].sft.resolve():
             raise UserError(
-                f"{run.ppo} starts from {run.sft}, and {runs[0].ppo} from {runs[0].sft}: a page compares runs that "
-                "start from the same SFT model. `kochat run` with several configs compares others in a table"
+                f"{run.output} starts from {run.sft}, and {runs[0].output} from {runs[0].sft}: a page compares runs "
+                "that start from the same SFT model. `kochat run` with several configs compares others in a table"
             )
     if len(runs) == 1:
-        return {"ppo": runs[0]}
-    common = os.path.commonpath([run.ppo.resolve() for run in runs])
-    names = [run.ppo.resolve().relative_to(common).parts for run in runs]
+        return {runs[0].method: runs[0]}
+    common = os.path.commonpath([run.output.resolve() for run in runs])
+    names = [run.output.resolve().relative_to(common).parts for run in runs]
     while len({parts[-1] for parts in names}) == 1 and min(map(len, names)) > 1:
         names = [parts[:-1] for parts in names]
     own = ["/".join(parts) for parts in names]
@@ -119,31 +138,38 @@ def read_questions(
 
 
 def build_report(
-    folders: Sequence[str | Path], file: str | None = None, limit: int = LIMIT, seed: int = 0
+    folders: Sequence[str | Path],
+    file: str | None = None,
+    limit: int = LIMIT,
+    seed: int = 0,
+    reward_model: str | None = None,
+    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
     """All that the page shows, as JSON: `answers`, `metrics`, `wins`, `kl`, `curves`, `worries`, and the `runs`.
 
-    `folders` are the outputs of one PPO run, or of several that start from one SFT model. Each model answers every
-    prompt by sampling as the first run does (the whole distribution, its temperature and length), and the first run's
-    reward model scores all. Each also has its `loss` on the references. The course's four questions are shown, and
-    count in no figure; prompts that leave no room for an answer are left out. Raises `UserError` if a folder isn't
-    PPO's output, or if there are not two prompts.
+    `folders` are the outputs of one run, or of several that start from one SFT model. Each model answers every prompt
+    by sampling as the first run does (the whole distribution, its temperature and length, or `max_new_tokens`), and the
+    first run's reward model, or `reward_model` if it has none, scores all. Each also has its `loss` on the references.
+    The course's four questions are shown, and count in no figure; prompts that leave no room for an answer are left
+    out. Raises `UserError` if a folder isn't such an output, or if there are not two prompts.
     """
-    runs = named_runs(folders)
+    runs = named_runs(folders, reward_model)
     first = next(iter(runs.values()))
     prompts, references, held_out, judge = read_questions(list(runs.values()), file, limit)
-    tokenizer = load_tokenizer(str(first.ppo))
-    length, temperature = first.settings["response_length"], first.settings["temperature"]
+    tokenizer = load_tokenizer(str(first.output))
+    settings = decoding("sample")
+    length = max_new_tokens or first.settings.get("response_length", settings["max_new_tokens"])
+    temperature = first.settings.get("temperature", settings["temperature"])
     positions = positions_of(load_config(first.base, first.revision))
     all_ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts])
     fits = [positions is None or len(ids) + length <= positions for ids in all_ids]
     prompts, prompt_ids = list(compress(prompts, fits)), list(compress(all_ids, fits))
-    settings = decoding("sample") | {"max_new_tokens": length, "temperature": temperature}
+    settings |= {"max_new_tokens": length, "temperature": temperature}
     asked = [i for i, prompt in enumerate(prompts) if prompt.prompt not in dict(PROBES)]
     if len(asked) < 2:
         raise UserError(f"{len(asked)} prompts to ask; give a file of more with --prompts")
 
-    paths = {name: str(run.ppo) for name, run in runs.items()} | {"sft": str(first.sft), "base": first.base}
+    paths = {name: str(run.output) for name, run in runs.items()} | {"sft": str(first.sft), "base": first.base}
     told_of = {name: [name] for name in runs} | {"sft": [*runs], "base": []}  # whose answers each is to say log p of
     answers: dict[str, list[Response]] = {}
     logprobs: dict[tuple[str, str], list[float]] = {}  # in nats, of each answer
@@ -173,7 +199,8 @@ def build_report(
     drift = {name: [logprobs[name, name][i] - logprobs["sft", name][i] for i in asked] for name in runs}
     versus = [("sft", "base"), *((name, "sft") for name in runs)]
     report: dict[str, Any] = {
-        "runs": {name: str(run.ppo) for name, run in runs.items()},
+        "runs": {name: str(run.output) for name, run in runs.items()},
+        "methods": {name: run.method for name, run in runs.items()},
         "base": first.base,
         "reward": str(first.reward),
         "seed": seed,
@@ -184,7 +211,7 @@ def build_report(
         "kl": {name: _interval(gaps, "mean", "low", "high") for name, gaps in drift.items()},
         "answers": rows,
         "curves": {"sft": _history(first.sft), "reward": _history(first.reward)}
-        | {name: _history(run.ppo) for name, run in runs.items()},
+        | {name: _history(run.output) for name, run in runs.items()},
     }
     report["worries"] = [worry for name, run in runs.items() for worry in worries(report, name, run.settings)]
     return report

@@ -275,6 +275,25 @@ def test_several_runs_on_one_page(report, several):
     assert page.count("<svg") == 6
 
 
+def test_dpo_beside_ppo_is_scored_by_its_reward_model_and_alone_by_one_that_is_named(run, several, tmp_path):
+    dpo = run / "dpo"
+    shutil.copytree(run / "sft", dpo)
+    settings = {"sft_model_path": str(run / "sft"), "ld_alpha": None, "eval_files": [], "train_files": []}
+    (dpo / "resolved.yaml").write_text(yaml.safe_dump(settings))
+    history = [{"step": i, "loss": 0.7 - i / 9, "rewards/margins": float(i)} for i in range(3)]
+    (dpo / "metrics.json").write_text(json.dumps({"history": history}))
+    with pytest.raises(UserError, match=r"trained without a reward model; say with --reward-model"):
+        build_report([dpo])
+    alone = build_report([dpo], seed=1, reward_model=str(run / "reward"), max_new_tokens=6)
+    assert alone["metrics"]["sft"] == several["metrics"]["sft"]
+    assert alone["metrics"]["dpo"] == several["metrics"]["again/ppo"]
+    page = render_page(alone)
+    assert "What DPO changed" in page
+    assert "DPO margin" in page
+    assert page.count("<svg") == 5  # scores; SFT loss, reward loss, DPO loss and margin
+    assert {row["dpo"]["tokens"] <= 6 for row in alone["answers"]} == {True}
+
+
 def test_names_of_runs_are_what_tells_their_folders_apart(run, tmp_path):
     folders = [tmp_path / name for name in ("a/ppo", "b/c/ppo")]
     for folder in folders:
@@ -314,7 +333,7 @@ def test_prompts_without_room_are_left_out(run, write, tiny_tokenizer):
 def test_folders_that_are_no_run(run, tmp_path):
     with pytest.raises(UserError, match=r"no resolved\.yaml there"):
         build_report([tmp_path])
-    with pytest.raises(UserError, match=r"not the output of recipes/ppo\.py"):
+    with pytest.raises(UserError, match=r"not the output of recipes/ppo\.py, dpo\.py or kto\.py"):
         build_report([run / "sft"])
 
 

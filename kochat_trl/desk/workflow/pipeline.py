@@ -1,5 +1,4 @@
-"""SFT → reward model → PPO, or another method → merge → report as one command, which goes on where it stopped; and
-runs side by side.
+"""SFT → reward model → PPO or another → merge → report in one command, which goes on where it stopped; runs compared.
 
 Every stage is the command that a person would type, in a process of its own. A config is a folder with a file for each
 stage, or an experiment: a file that extends such a folder, and says what differs.
@@ -70,9 +69,7 @@ def make_plan(
     among: bool = False,
     method: str = "ppo",
 ) -> Plan:
-    """The steps of SFT, reward model, its evaluation if it has `eval_files`, a method such as PPO, merge and report.
-
-    A method that doesn't train against the reward model is scored by it in the report.
+    """The steps of SFT, reward model, its evaluation if it has `eval_files`, the method, merge and report.
 
     A finished stage is kept, one that broke off goes on from its last checkpoint or, without one, starts anew; what
     depends on a stage that runs runs again. With `first`, that stage and all after it run again. What was there is
@@ -102,6 +99,11 @@ def make_plan(
     resolved: dict[str, dict[str, Any]] = {}
     differs: list[str] = []
     own_seed = {} if seed is None else {"seed": seed}
+    of_seed = [f"seed{seed}"] if among and seed is not None else []
+
+    def place(beside: Path, is_own: bool, name: str) -> Path:
+        return beside.parent.joinpath(*[config.stem] * is_own, *of_seed, name)
+
     for stage in recipes:
         own, shared = values[stage], of_folder[stage]
         output = Path(shared["output_dir"])
@@ -110,9 +112,7 @@ def make_plan(
                 raise UserError(f"{config}: leave {key} out: each stage gets a folder '{config.stem}' beside {output}")
         if own != shared or any(need in differs for need in stages[stage]):
             differs.append(stage)
-        parts = [config.stem] if stage in differs else []
-        parts += [f"seed{seed}"] if among and seed is not None else []
-        outputs[stage] = output.parent.joinpath(*parts, output.name)
+        outputs[stage] = place(output, stage in differs, output.name)
         inputs = {f"{need}_model_path": str(outputs[need]) for need in stages[stage]}
         in_force = own | inputs | {"output_dir": str(outputs[stage])} | own_seed
         flags = _flags({key: value for key, value in in_force.items() if value != own.get(key)})
@@ -133,10 +133,12 @@ def make_plan(
         outputs["merge"] = policy.with_name(f"{beside}merged")
         written = _flags({"adapter": policy, "output": outputs["merge"]})
         commands["merge"] = [sys.executable, _of_project("scripts/merge_lora.py"), *written, *trust]
-    outputs["report"] = policy.with_name(f"{beside}report")
+    own_report = not {"reward", method}.isdisjoint(differs)
+    outputs["report"] = place(Path(of_folder[method]["output_dir"]), own_report, f"{beside}report")
     asked = {"output": outputs["report"]} | own_seed
-    if "reward" not in stages[method]:
-        asked |= {"reward-model": reward, "max-new-tokens": _response_length(config)}
+    if "reward" not in stages[method]:  # asked as PPO's would be, so that the two can be compared
+        ppo = read_config(config, "ppo") if (folder / "ppo.yaml").is_file() else {}
+        asked |= {"reward-model": reward, "max-new-tokens": ppo.get("response_length", (None, ""))[0]}
     commands["report"] = [*_KOCHAT, "report", str(policy), *_flags(asked), *trust]
     order = [stage for stage in stages if stage in outputs]
     if first is not None and first not in order:
@@ -194,13 +196,6 @@ def make_plans(
 _KOCHAT = [sys.executable, "-m", "kochat_trl.cli.main"]
 # What the evaluation of a reward model takes from its config, and the defaults.
 EVALUATED = {"ranking_order": "best_first", "invalid_records": "error", "overlong": "error", "max_length": None}
-
-
-def _response_length(config: Path) -> int | None:
-    """The length of answers in PPO's config, if there is one: so that methods are compared on answers of one length."""
-    if not (folder_of(config) / "ppo.yaml").is_file():
-        return None
-    return read_config(config, "ppo").get("response_length", (None, ""))[0]
 
 
 def _flags(values: dict[str, Any]) -> list[str]:

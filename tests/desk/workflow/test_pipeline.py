@@ -394,11 +394,12 @@ def test_a_method_takes_the_place_of_ppo(dpo):
 
 
 def test_an_experiment_on_the_reward_model_trains_no_other_dpo(dpo):
-    """One on the pairs is for both."""
-    of_reward, of_both = (experiment(dpo, name, f"{name}\n") for name in ("rank_margins: true", "pairs: adjacent"))
-    outputs = make_plan(of_reward, method="dpo").outputs
-    assert (str(outputs["reward"]), str(outputs["dpo"])) == ("out/rank_margins: true/reward", "out/dpo")
-    assert str(make_plan(of_both, method="dpo").outputs["dpo"]) == "out/pairs: adjacent/dpo"
+    """Its report is another, as it is scored by another. One on the pairs is for both."""
+    outputs = make_plan(experiment(dpo, "margins", "rank_margins: true\n"), method="dpo").outputs
+    expected = {"reward": "out/margins/reward", "dpo": "out/dpo", "report": "out/margins/dpo-report"}
+    assert {stage: str(outputs[stage]) for stage in expected} == expected
+    outputs = make_plan(experiment(dpo, "pairs", "pairs: adjacent\n"), method="dpo").outputs
+    assert str(outputs["dpo"]) == "out/pairs/dpo"
 
 
 def test_several_methods_are_several_runs(dpo):

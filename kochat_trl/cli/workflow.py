@@ -9,6 +9,10 @@ from pathlib import Path
 from kochat_trl.cli.options import KOGPT2, TRUST, command, console, flag
 from kochat_trl.errors import UserError
 
+METHODS = flag(
+    "--methods", "what trains the policy (default: ppo)", nargs="+", choices=("ppo", "dpo", "kto"), default=["ppo"]
+)
+
 
 @command(
     "doctor",
@@ -40,9 +44,7 @@ def examine_machine(args: argparse.Namespace) -> None:
     flag("--from", "run this stage and those after it again", "STAGE", dest="first"),
     flag("--dry-run", "print the plan, and run nothing", action="store_true"),
     flag("--seeds", "run each config with each, in a folder for each", "N", type=int, nargs="+", default=[]),
-    flag(
-        "--methods", "what trains the policy (default: ppo)", nargs="+", choices=("ppo", "dpo", "kto"), default=["ppo"]
-    ),
+    METHODS,
     flag("--accelerate", "launcher config (default: configs/accelerate/one_gpu.yaml, or cpu.yaml)", "YAML"),
 )
 def run_pipeline(args: argparse.Namespace) -> None:
@@ -112,14 +114,15 @@ def make_report(args: argparse.Namespace) -> None:
     "memory",
     "kochat memory configs/kogpt2 --gpu-gb 8",
     flag("config", "a folder with a config for each stage, or an experiment", "CONFIG"),
+    METHODS,
     flag("--gpu-gb", "sizes of GPUs to fit (default: 6 8 12 16 24)", "N", type=float, nargs="+"),
 )
 def show_memory(args: argparse.Namespace) -> None:
-    """Say how much memory SFT, reward model and PPO take, and what fits a GPU, before anything is loaded.
+    """Say how much memory SFT, reward model and PPO or --methods take, and what fits a GPU, before anything is loaded.
 
     Of the base model only config.json is read. Texts are as long as the config allows, so a real run takes less. The
     figures are what the tensors take; a GPU needs about 1 GB more, which the second table leaves for it.
     """
     from kochat_trl.desk.workflow.memory import CARDS, print_memory
 
-    print_memory(args.config, args.gpu_gb or CARDS, console())
+    print_memory(args.config, args.gpu_gb or CARDS, console(), args.methods)

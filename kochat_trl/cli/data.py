@@ -62,7 +62,7 @@ def check_data(args: argparse.Namespace) -> None:
     flag("--tokenizer", "folder or Hub name; shows tokens, ids and labels", "MODEL"),
     opt.TRUST,
     flag("--config", "instead of FILE: show a batch of this config's training data", "YAML"),
-    flag("--stage", "the recipe that --config is for", choices=("sft", "reward", "ppo")),
+    flag("--stage", "the recipe that --config is for", choices=("sft", "reward", "ppo", "dpo", "kto")),
 )
 def show_data(args: argparse.Namespace) -> None:
     """Show a record, or the batch of a config, as the model sees it: template, tokens, ids, labels, pairs."""

@@ -80,6 +80,13 @@ def loss_and_gradients(trainer, loss):
     return loss.detach(), {name: w.grad for name, w in trainer.model.named_parameters() if w.grad is not None}
 
 
+def assert_same(found, expected):
+    """TRL 1.12 computes in the model's float64; newer ones take the loss in float32."""
+    exact = found[0].dtype == torch.float64
+    torch.testing.assert_close(found[0].double(), expected[0], rtol=1e-10 if exact else 1e-5, atol=0)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-6 if exact else 1e-3, atol=1e-10 if exact else 1e-5)
+
+
 PAIR_LOSSES = {
     "sigmoid": lambda chosen, rejected, tokens: -logsigmoid(BETA * (chosen - rejected)),
     "hinge": lambda chosen, rejected, tokens: torch.relu(1 - BETA * (chosen - rejected)),
@@ -108,8 +115,7 @@ def test_the_loss_of_pairs_is_the_paper_s(build, loss):
         for row in rows
     ]
     expected, expected_gradients = loss_and_gradients(trainer, sum(by_hand) / len(rows))
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
-    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-6, atol=1e-10)
+    assert_same((found, gradients), (expected, expected_gradients))
     assert gradients
     assert all(".default." in name for name in gradients)
 
@@ -133,9 +139,8 @@ def test_the_loss_of_labels_is_the_paper_s(build, weights, seed):
         gain = BETA * (log_ratio(trainer, row["prompt_ids"], row["completion_ids"]) - kl)
         losses.append(weights[0] * (1 - gain.sigmoid()) if row["label"] else weights[1] * (1 - (-gain).sigmoid()))
     expected, expected_gradients = loss_and_gradients(trainer, sum(losses) / len(rows))
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
-    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-6, atol=1e-10)
-    assert trainer._metrics["train"]["kl"] + trainer._metrics["eval"]["kl"] == [pytest.approx(kl.item())]
+    assert_same((found, gradients), (expected, expected_gradients))
+    assert trainer._metrics["train"]["kl"] + trainer._metrics["eval"]["kl"] == [pytest.approx(kl.item(), rel=1e-5)]
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])

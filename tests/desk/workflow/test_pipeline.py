@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -506,6 +507,9 @@ def test_the_pipeline_runs_and_goes_on(tiny_base, kochatgpt_files, tmp_path, koc
 
     monkeypatch.chdir(tmp_path)
 
+    def report_of(method):
+        return json.loads((tmp_path / f"out/{method}-report/report.json").read_text(encoding="utf-8"))
+
     def run(*words):
         code, printed = kochat("run", "set", *words)
         assert code == 0, printed
@@ -527,3 +531,17 @@ def test_the_pipeline_runs_and_goes_on(tiny_base, kochatgpt_files, tmp_path, koc
     assert (tmp_path / "out/merged-1/model.safetensors").read_bytes() == weights
     assert (tmp_path / "out/report/report.html-1").is_file()
     assert run().count("done") >= 5
+
+    # Two methods in PPO's place, on what is there.
+    for method in ("dpo", "kto"):
+        values = common | {"sft_model_path": "out/sft", "output_dir": f"out/{method}", "max_steps": 2}
+        values |= {"train_files": [kochatgpt_files["reward"]], "per_device_train_batch_size": 2}
+        del values["lora_r"]
+        (tmp_path / f"set/{method}.yaml").write_text(yaml.safe_dump(values))
+    printed = run("--methods", "dpo", "kto")
+    assert (tmp_path / "out/sft/metrics.json").stat().st_mtime == before
+    assert {"set, dpo", "set, kto"} <= set(re.findall(r"set, \w+", printed))
+    for method in ("dpo", "kto"):
+        page = (tmp_path / f"out/{method}-report/report.html").read_text(encoding="utf-8")
+        assert f"What {method.upper()} changed" in page
+        assert max(row[method]["tokens"] for row in report_of(method)["answers"]) <= 4

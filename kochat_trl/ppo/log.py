@@ -33,8 +33,9 @@ def update_metrics(
     """TRL's metrics, and the KL coefficient. Sums over a response, means over tokens and steps.
 
     `kl` is (b, t). `earned`, (b,), is what the policy learns from, after normalising and clipping: it is in
-    `objective/rlhf_reward`. `objective/scores` is the reward model's, less the penalty for not ending: where scores
-    are normalised it shows whether they rise.
+    `objective/rlhf_reward`. `objective/scores` is the reward model's and the reward functions', less the penalty for
+    not ending: where scores are normalised it shows whether they rise. With reward functions there is the mean of each
+    alone, `rewards/NAME/mean` as TRL's GRPO has it, and of `reward_model` if there is one.
     """
     scores = final_scores(trajectory.scores, rollout.ended, missing_eos_penalty)
     means = StepStats(*np.mean(np.array(stats), axis=0).tolist())
@@ -57,7 +58,7 @@ def update_metrics(
         "val/ratio": means.ratio,
         "val/ratio_var": float(np.var(ratios, ddof=1)) if len(stats) > 1 else 0.0,
         "val/num_eos_tokens": int(rollout.ended.sum()),
-    }
+    } | {f"rewards/{name}/mean": earned.mean().item() for name, earned in trajectory.rewards.items()}
 
 
 def write_samples(

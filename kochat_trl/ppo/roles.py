@@ -78,7 +78,7 @@ class Role:
 class Roles(nn.Module):
     """Policy, reference, reward and value, and the models that they live in."""
 
-    def __init__(self, models: dict[str, nn.Module], policy: Role, reference: Role, reward: Role, value: Role):
+    def __init__(self, models: dict[str, nn.Module], policy: Role, reference: Role, reward: Role | None, value: Role):
         super().__init__()
         self.models = nn.ModuleDict(models)
         fuse_lora(self.models)
@@ -90,15 +90,14 @@ class Roles(nn.Module):
         """Whether the value head reads the policy's own hidden states."""
         return self.value.backbone is self.policy.backbone and self.value.adapter == self.policy.adapter
 
-    def as_models(self) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+    def as_models(self) -> tuple[nn.Module, nn.Module, nn.Module | None, nn.Module]:
         """Policy, reference, reward and value as scripts for TRL's trainer have them.
 
         A role with a model of its own is that very model; one that shares a backbone is a `RoleModel`.
         """
         roles = {"policy": self.policy, "reference": self.reference, "reward": self.reward, "value": self.value}
-        policy, reference, reward, value = (
-            self.models[name] if name in self.models else RoleModel(role) for name, role in roles.items()
-        )
+        found: Any = {name: role and RoleModel(role) for name, role in roles.items() if name not in self.models}
+        policy, reference, reward, value = (found[name] if name in found else self.models[name] for name in roles)
         return policy, reference, reward, value
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -172,10 +171,10 @@ def separate_models(
     """Roles of models of their own.
 
     Without `ref_model` the reference is `model` under `ref_adapter`, or with its adapter off, or a copy where it has
-    none. Without `value_model` the value is a new head, zero at first, on the policy's hidden states. Raises
-    `UserError` for a model without the head that its part needs.
+    none. Without `value_model` the value is a new head, zero at first, on the policy's hidden states. Without
+    `reward_model` there is no reward. Raises `UserError` for a model without the head that its part needs.
     """
-    models = {"policy": model, "reward": reward_model}
+    models = {"policy": model}
     if ref_model is None and not isinstance(model, PeftModel):
         ref_model = deepcopy(model)
     policy = Role(model, lm_head(model), policy_adapter or _active_adapter(model))
@@ -186,7 +185,10 @@ def separate_models(
     else:
         models["reference"] = ref_model.requires_grad_(False)
         reference = Role(ref_model, lm_head(ref_model), _active_adapter(ref_model))
-    reward = Role(reward_model.requires_grad_(False), score_head(reward_model), _active_adapter(reward_model))
+    reward = None
+    if reward_model is not None:
+        models["reward"] = reward_model.requires_grad_(False)
+        reward = Role(reward_model, score_head(reward_model), _active_adapter(reward_model))
     if value_model is None:
         models["value_head"] = _new_value_head(policy)
         value = Role(model, models["value_head"], policy.adapter)
@@ -229,7 +231,7 @@ def adapters_of(model: PeftModel, reward_head: nn.Module, value_head: nn.Module 
 
 def load_roles(
     sft_path: str,
-    reward_path: str,
+    reward_path: str | None,
     model_args: ModelArguments,
     tokenizer: PreTrainedTokenizerBase,
     value_model: str = "adapter",
@@ -237,13 +239,13 @@ def load_roles(
 ) -> Roles:
     """The roles of a run: one backbone with `share` where both paths hold adapters of one base, else separate models.
 
-    An SFT adapter is trained on; a whole SFT model gets a new adapter, or is trained whole if LoRA is off. Raises
-    `UserError` for LoRA keys that an SFT adapter has settled already.
+    An SFT adapter is trained on; a whole SFT model gets a new adapter, or is trained whole if LoRA is off. Without
+    `reward_path` there is no reward. Raises `UserError` for LoRA keys that an SFT adapter has settled already.
     """
     if is_adapter(sft_path):
         refuse_other_lora(model_args, sft_path)
         backbone = load_causal_lm(sft_path, model_args, tokenizer)
-        if share and is_adapter(reward_path) and _same_base(sft_path, reward_path):
+        if share and reward_path and is_adapter(reward_path) and _same_base(sft_path, reward_path):
             return one_backbone(backbone, sft_path, reward_path, value_model)
         policy, _ = _add_adapter(backbone, "policy", sft_path)
         _add_adapter(policy, "reference", sft_path)
@@ -252,8 +254,11 @@ def load_roles(
     else:
         policy = add_lora(load_causal_lm(sft_path, model_args, tokenizer), model_args)
         names = (None, None)
-    reward = load_reward_model(reward_path, model_args, tokenizer)
-    own = load_reward_model(reward_path, model_args, tokenizer, trainable=True) if value_model == "adapter" else None
+    reward = own = None
+    if reward_path:
+        reward = load_reward_model(reward_path, model_args, tokenizer)
+    if reward_path and value_model == "adapter":
+        own = load_reward_model(reward_path, model_args, tokenizer, trainable=True)
     return separate_models(policy, None, reward, own, *names)
 
 

@@ -76,7 +76,8 @@ def score_rollout(
             with roles.value.active():
                 hidden = batch.hidden(roles.value)
                 found.values[rows] = forward_value(roles.value, rollout, batch, hidden, dtype)
-        found.scores[rows] = forward_reward(roles.reward, batch).to(dtype)
+        if roles.reward:
+            found.scores[rows] = forward_reward(roles.reward, batch).to(dtype)
     return found
 
 

@@ -13,6 +13,7 @@ from kochat_trl.files import set_aside
 from kochat_trl.models.loading import positions_of
 from kochat_trl.models.template import stop_ids
 from kochat_trl.ppo import checkpoint, guards, log, objective
+from kochat_trl.ppo.rewards import RewardFunctions
 from kochat_trl.ppo.roles import Roles, adapter_parameters, roles_of, switch_dropout_off
 from kochat_trl.ppo.rollout import MiniBatch, Rollout, Trajectory, draw_prompts, sample_responses, seed_of
 from kochat_trl.ppo.step import StepStats, add_gradients, forward_reward, score_rollout
@@ -84,6 +85,9 @@ class PPOTrainer(Trainer):
         guards.check_prompts(positions_of(roles.config), args.response_length, train_dataset, eval_dataset)
         given = [] if args.stop_token_id is None else [args.stop_token_id]
         self.stop_ids = stop_ids(processing_class) if args.stop_token == "eos" else given
+        self.reward_functions = RewardFunctions(args) if args.reward_functions else None
+        if not roles.reward and not self.reward_functions:
+            raise UserError("there is nothing to learn from: give a reward_model, or reward_functions in the config")
         switch_dropout_off(roles)
         super().__init__(
             model=roles,
@@ -281,7 +285,14 @@ class PPOTrainer(Trainer):
         with self.accelerator.autocast():
             own = score_rollout(self.roles, rollout, batches, self.args.temperature, self.dtype)
         parts = (own.logprobs, own.ref_logprobs, own.values, own.scores)
-        return Trajectory(*(self.accelerator.reduce(part, "sum") for part in parts))
+        trajectory = Trajectory(*(self.accelerator.reduce(part, "sum") for part in parts))
+        if functions := self.reward_functions:
+            rows = [row for batch in batches for row in batch.rows.tolist()]
+            own_rewards = functions.of_rollout(rollout, rows, self.processing_class)
+            trajectory.rewards = {"reward_model": trajectory.scores} if self.roles.reward else {}
+            trajectory.rewards |= self.accelerator.reduce(own_rewards, "sum")
+            trajectory.scores = trajectory.scores + functions.total(trajectory.rewards)
+        return trajectory
 
     def step(
         self, update: int, rollout: Rollout, mini_batch: MiniBatch, trajectory: Trajectory, first: bool
@@ -352,13 +363,16 @@ class PPOTrainer(Trainer):
         prompts = self._prompt_ids([self.eval_dataset[i] for i in range(count)])
         seeds = [seed_of(self.args.seed, "completions", i) for i in range(count)]
         rollout = self._rollout(prompts, self._respond(prompts, seeds, temperature=0.01), score_after_eos=False)
-        scores: list[float] = []
+        scores = torch.zeros(count, dtype=self.dtype, device=rollout.tokens.device)
         with self.accelerator.autocast():
             for start in range(0, count, size):
-                batch = rollout.micro_batch(range(start, min(count, start + size)))
-                scores += forward_reward(self.roles.reward, batch).tolist()
+                if self.roles.reward:
+                    batch = rollout.micro_batch(range(start, min(count, start + size)))
+                    scores[batch.rows] = forward_reward(self.roles.reward, batch).to(self.dtype)
+        if functions := self.reward_functions:
+            scores += functions.total(functions.of_rollout(rollout, range(count), self.processing_class))
         if self.is_world_process_zero():
-            log.print_answers(self.processing_class, rollout, scores)
+            log.print_answers(self.processing_class, rollout, scores.tolist())
 
 
 def divide_batches(args: PPOConfig, prompts: int, processes: int) -> None:

@@ -27,7 +27,8 @@ def model_card(output_dir: Path, args: Arguments, metrics: dict[str, Any], hashe
     if not adapter:
         auto_class = "AutoModelForSequenceClassification" if stage == "Reward" else "AutoModelForCausalLM"
         load = f'{auto_class}.from_pretrained("{output_dir}")'
-    data = [f"- reward model `{args.training.reward_model_path}`"] if stage == "PPO" else []
+    reward_path = args.training.reward_model_path if stage == "PPO" else None
+    data = [f"- reward model `{reward_path}`"] if reward_path else []
     if args.training.trust_remote_code:
         data.append(f"- code that comes with `{base}`, which was trusted (`trust_remote_code: true`)")
     for file in args.recipe.train_files:

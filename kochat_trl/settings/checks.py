@@ -4,6 +4,7 @@
 trainers ask again, for scripts that build a config by themselves.
 """
 
+import re
 from typing import Any
 
 from kochat_trl.errors import UserError
@@ -12,7 +13,9 @@ from kochat_trl.settings.ppo import PPOConfig
 
 # Keys that TRL's own PPOTrainer has not: `engine: trl` would ignore them.
 OURS = ["value_model", "kl_target", "kl_horizon", "normalize_scores", "score_clip", "score_after_eos", "kl_limit"]
-OURS += ["guard_updates"]
+OURS += ["guard_updates", "reward_functions"]
+# The rules of `ppo/rewards.py`, which holds their code.
+REWARD_FUNCTIONS = ("hangul", "polite", "ended", "repetition", "length", "overlong")
 
 
 def check_values(stage: Stage, values: Any) -> None:
@@ -50,6 +53,7 @@ def check_ppo(args: Any) -> None:
         raise UserError("stop_token and stop_token_id are both set; remove one")
     if args.missing_eos_penalty is not None and not args.stop_token and args.stop_token_id is None:
         raise UserError("missing_eos_penalty: no response can end itself without a stop token; set stop_token: eos")
+    _check_rewards(args)
     if args.engine == "trl":
         for key in OURS:
             if getattr(args, key) != getattr(PPOConfig, key):
@@ -58,6 +62,27 @@ def check_ppo(args: Any) -> None:
             raise UserError("kl_estimator: TRL's PPOTrainer has k1 and k3; set one, or engine: kochat")
         if args.resume_from_checkpoint is not None:
             raise UserError("TRL's PPOTrainer can't resume; start the run again in a new output_dir")
+
+
+def _check_rewards(args: Any) -> None:
+    """Raise `UserError` for `reward_functions`, or keys beside them, that mean nothing."""
+    names, weights = args.reward_functions or [], args.reward_weights
+    for name in names:
+        if name not in REWARD_FUNCTIONS and not re.fullmatch(r"[\w.]+:\w+", name):
+            known = ", ".join(REWARD_FUNCTIONS)
+            raise UserError(
+                f"reward_functions: found '{name}', expected {known}, or one of your own as module:function"
+            )
+    if len(set(names)) < len(names):
+        raise UserError("reward_functions: one is named twice; give it a larger weight in reward_weights")
+    if weights is not None and len(weights) != len(names):
+        raise UserError(f"reward_weights: found {len(weights)}, expected one for each of {len(names)} reward_functions")
+    if ("length" in names) != (args.target_length is not None):
+        raise UserError("target_length: the tokens that the reward function `length` asks for; set both, or neither")
+    if args.target_length is not None and args.target_length < 1:
+        raise UserError(f"target_length: found {args.target_length}, expected tokens, 1 or more")
+    if args.reward_model_path is None and args.value_model == "adapter":
+        raise UserError("value_model: adapter starts as the reward model, and there is none; set value_model: shared")
 
 
 def check_ranking_loss(recipe: Any, center_coefficient: float | None) -> None:

@@ -123,7 +123,7 @@ def _resolve(stage: Stage, default_config: str, argv: list[str]) -> tuple[_Parse
             where = "these recipes" if key in UNUSED_KEYS else f"recipes/{stage}.py"
             raise UserError(f"{path}: '{key}' has no effect in {where}; remove it")
     for key in ("sft_model_path", "reward_model_path") if stage == "ppo" else ("model_name_or_path",):
-        if resolved[key] is None:
+        if resolved[key] is None and not (key == "reward_model_path" and resolved["reward_functions"]):
             raise UserError(f"{path}: '{key}' is not set")
     try:
         check_values(stage, SimpleNamespace(**resolved))

@@ -40,7 +40,9 @@ class PPOConfig(TrainingArguments):
     temperature: float = field(default=0.7, metadata={"help": "Of sampling, and of every log-probability."})
     missing_eos_penalty: float | None = field(default=None, metadata={"help": "Cost of not ending a response."})
     sft_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "The policy to start from."})
-    reward_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "The reward model."})
+    reward_model_path: str | None = field(
+        default="EleutherAI/pythia-160m", metadata={"help": "The reward model; null where reward_functions suffice."}
+    )
     model_adapter_name: str | None = field(default=None, metadata={"help": "The adapter of `model` to train."})
     ref_adapter_name: str | None = field(default=None, metadata={"help": "The adapter of `model` to keep close to."})
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
@@ -63,6 +65,12 @@ class PPOConfig(TrainingArguments):
             "hidden states, one forward pass fewer."
         },
     )
+    reward_functions: list[str] | None = field(
+        default=None,
+        metadata={"help": "Beside the reward model: hangul, polite, ended, repetition, length, overlong, module:name."},
+    )
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "Of reward_functions; 1 unless given."})
+    target_length: int | None = field(default=None, metadata={"help": "Tokens that the reward `length` asks for."})
     kl_target: float | None = field(default=None, metadata={"help": "Nats a response: kl_coef keeps the KL there."})
     kl_horizon: int = field(default=10_000, metadata={"help": "Responses over which kl_coef adapts."})
     normalize_scores: bool = field(default=False, metadata={"help": "Scale scores by their running mean and spread."})

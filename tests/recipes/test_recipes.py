@@ -276,6 +276,35 @@ def test_two_processes_of_ppo(launch, outputs, tiny_base, kochatgpt_files, tmp_p
     assert refused.text.count("error: TRL's PPOTrainer fails under two processes") == 1
 
 
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_ppo_by_rules_without_a_reward_model(processes, launch, recipe, outputs, tiny_base, kochatgpt_files, tmp_path):
+    """Each of two processes asks the rules of its share of the answers; one process is this one."""
+    config = tmp_path / "rules.yaml"
+    config.write_text(
+        f"extends: {ROOT}/configs/tiny/ppo.yaml\nreward_model_path: null\nvalue_model: shared\n"
+        "reward_functions: [length, ended]\nreward_weights: [2, 0.5]\ntarget_length: 6\n"
+    )
+    paths = {"sft_model_path": outputs / "sft", "use_cpu": "true", "config": config}
+    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths)
+    arguments += ["--per_device_train_batch_size", str(4 // processes), "--num_mini_batches", "1"]
+    if processes == 1:
+        recipe("ppo", *arguments)
+    else:
+        done = launch("ppo", *arguments, processes=processes)
+        assert done.code == 0, done.text
+    history = [entry for entry in read(tmp_path / "ppo", "metrics.json")["history"] if "objective/kl" in entry]
+    assert len(history) == 2
+    for entry in history:
+        length, ended = entry["rewards/length/mean"], entry["rewards/ended/mean"]
+        assert length == pytest.approx(entry["objective/response_tokens"] / 6 - 1)  # none has more than 6
+        assert ended == entry["val/num_eos_tokens"] / 4
+        missing_eos_penalty = 1 - ended
+        assert entry["objective/scores"] == pytest.approx(2 * length + 0.5 * ended - missing_eos_penalty)
+    card = (tmp_path / "ppo/README.md").read_text(encoding="utf-8")
+    assert "| reward_functions | ['length', 'ended'] |" in card
+    assert "reward model" not in card
+
+
 def test_the_network_guard_guards(run_command):
     """Else `network == ""` would hold for a run that reached out."""
     done = run_command("-c", "import socket; socket.create_connection(('example.com', 80))")

@@ -23,6 +23,14 @@ OTHER = "train_files: [a]\nmodel_name_or_path: a\noutput_dir: c\n"
         ("temperature: 0", "temperature: found 0.0, expected above 0"),
         ("kl_target: 0", "kl_target: found 0.0, expected nats above 0"),
         ("total_episodes: 0", "total_episodes: found 0, expected 1 or more"),
+        ("reward_functions: [hangull]", "reward_functions: found 'hangull', expected hangul, polite"),
+        ("reward_functions: [rules.py]", "reward_functions: found 'rules.py'"),
+        ("reward_functions: [hangul, hangul]", "one is named twice"),
+        ("reward_functions: [hangul]\nreward_weights: [1, 2]", "reward_weights: found 2, expected one for each of 1"),
+        ("reward_weights: [1.0]", "reward_weights: found 1, expected one for each of 0"),
+        ("reward_functions: [length]", "target_length: the tokens that the reward function `length` asks for"),
+        ("reward_functions: [hangul]\ntarget_length: 9", "target_length: the tokens .* set both, or neither"),
+        ("reward_functions: [length]\ntarget_length: 0", "target_length: found 0, expected tokens, 1 or more"),
         ("engine: trl\nresume_from_checkpoint: a", "TRL's PPOTrainer can't resume"),
         ("engine: trl\nkl_estimator: k2", "TRL's PPOTrainer has k1 and k3"),
     ],
@@ -31,6 +39,21 @@ def test_ppos_mistakes_are_told_when_its_config_is_read(write, lines, message):
     resolve_arguments("ppo", write("ppo.yaml", PPO), [])
     with pytest.raises(UserError, match=f"ppo.yaml: .*{message}"):
         resolve_arguments("ppo", write("ppo.yaml", PPO + lines), [])
+
+
+def test_rules_may_do_without_a_reward_model(write):
+    lines = PPO.replace("reward_model_path: b\n", "")
+    path = write("ppo.yaml", lines + "reward_functions: [hangul, my_rules:polite]\nvalue_model: shared\n")
+    assert resolve_arguments("ppo", path, [])["reward_model_path"] is None
+    found = resolve_arguments("ppo", path, ["--reward_functions", "ended", "--reward_weights", "0.5"])
+    assert (found["reward_functions"], found["reward_weights"]) == (["ended"], [0.5])
+    child = write("child.yaml", "extends: with_model.yaml\nreward_model_path: null\n")
+    write("with_model.yaml", PPO + "reward_functions: [hangul]\nvalue_model: shared\n")
+    assert resolve_arguments("ppo", child, [])["reward_model_path"] is None
+    with pytest.raises(UserError, match="value_model: adapter starts as the reward model, and there is none"):
+        resolve_arguments("ppo", path, ["--value_model", "adapter"])
+    with pytest.raises(UserError, match="'reward_model_path' is not set"):
+        resolve_arguments("ppo", write("none.yaml", lines), [])
 
 
 VALUES = {
@@ -42,6 +65,7 @@ VALUES = {
     "score_after_eos": True,
     "kl_limit": 50,
     "guard_updates": 5,
+    "reward_functions": ["hangul"],
 }
 
 

@@ -46,7 +46,9 @@ def render_page(report: dict[str, Any]) -> str:
     template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     runs, histories = list(report["runs"]), report["curves"]
     plots, numbers = [], []
-    for stage, titles in CURVES.items():
+    own = {key for name in runs for entry in histories[name] for key in entry if key.startswith("rewards/")}
+    alone = {key: f"PPO {key.removesuffix('/mean')}" for key in sorted(own)}
+    for stage, titles in (CURVES | {"ppo": CURVES["ppo"] | alone}).items():
         for key, title in titles.items():
             lines = {name: _curve(histories[name], key) for name in (runs if stage == "ppo" else [stage])}
             if any(len(x) > 1 for x, _ in lines.values()):
@@ -78,7 +80,7 @@ def _lines(axes: Any, lines: dict[str, tuple[list[float], list[float]]]) -> None
 def _histogram(axes: Any, scores: dict[str, list[float]]) -> None:
     axes.set_prop_cycle(color=["0.6", "#8a63d2", *COLORS])  # base, SFT, runs
     axes.hist(list(scores.values()), bins=24, histtype="step", linewidth=1.6, label=list(scores))
-    axes.set(xlabel="reward model's score", ylabel="answers")
+    axes.set(xlabel="score", ylabel="answers")
 
 
 def _against(axes: Any, histories: dict[str, Sequence[dict[str, Any]]]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, compress
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 from kochat_trl.data.parse import parse
@@ -24,6 +25,7 @@ from kochat_trl.desk.workflow.worries import worries
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import load_config, load_policy, positions_of
 from kochat_trl.models.tokenizer import load_tokenizer
+from kochat_trl.ppo.rewards import RewardFunctions
 from kochat_trl.reward.score import load_scorer, score_ids
 from kochat_trl.rows.encode import encode_prompts, encode_turns
 from kochat_trl.settings.keys import ModelArguments
@@ -41,7 +43,7 @@ class Run:
     base: str
     revision: str
     sft: Path
-    reward: Path
+    reward: Path | None
     ppo: Path
     settings: dict[str, Any]
 
@@ -51,11 +53,18 @@ class Run:
         settings = _resolved(Path(ppo))
         if "sft_model_path" not in settings:
             raise UserError(f"{ppo}: not the output of recipes/ppo.py; give that folder, such as outputs/kogpt2/ppo")
-        sft, reward = Path(settings["sft_model_path"]), Path(settings["reward_model_path"])
-        _resolved(reward)
+        sft, reward = (path and Path(path) for path in (settings["sft_model_path"], settings["reward_model_path"]))
+        if reward:
+            _resolved(reward)
         started = _resolved(sft)
         base, revision = started["model_name_or_path"], started.get("model_revision", "main")
         return cls(base, revision, sft, reward, Path(ppo), settings)
+
+    @property
+    def reward_functions(self) -> RewardFunctions:
+        """What PPO's settings name beside the reward model; older ones lack the keys."""
+        keys = dict.fromkeys(("reward_functions", "reward_weights", "target_length"))
+        return RewardFunctions(SimpleNamespace(**keys | self.settings))
 
 
 def named_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
@@ -125,9 +134,9 @@ def build_report(
 
     `folders` are the outputs of one PPO run, or of several that start from one SFT model. Each model answers every
     prompt by sampling as the first run does (the whole distribution, its temperature and length), and the first run's
-    reward model scores all. Each also has its `loss` on the references. The course's four questions are shown, and
-    count in no figure; prompts that leave no room for an answer are left out. Raises `UserError` if a folder isn't
-    PPO's output, or if there are not two prompts.
+    reward model, or without one its reward functions, score all. Each also has its `loss` on the references. The
+    course's four questions are shown, and count in no figure; prompts that leave no room for an answer are left out.
+    Raises `UserError` if a folder isn't PPO's output, or if there are not two prompts.
     """
     runs = named_runs(folders)
     first = next(iter(runs.values()))
@@ -156,13 +165,20 @@ def build_report(
             logprobs[name, run] = _logprobs(model, list(zip(prompt_ids, answers[run], strict=True)), temperature)
         losses[name] = _loss(model, known)
         del model
-    scorer = load_scorer(str(first.reward), "float32", tokenizer)
+    scorer = load_scorer(str(first.reward), "float32", tokenizer) if first.reward else None
+    functions = first.reward_functions
+    prompt_texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in prompt_ids]
     models = ["base", "sft", *runs]
     rows: list[dict[str, Any]] = [prompt.fields | {"reference": references.get(prompt)} for prompt in prompts]
     for name in models:
         texts = [[*ids, *answer.ids] for ids, answer in zip(prompt_ids, answers[name], strict=True)]
-        for row, answer, score in zip(rows, answers[name], score_ids(scorer, tokenizer, texts), strict=True):
+        own = answers[name]
+        rewards = functions(prompt_texts, [a.text for a in own], [[*a.ids] for a in own], [a.ended for a in own])
+        alone = [{of: its[i] for of, its in rewards.items()} for i in range(len(rows))]
+        scores = score_ids(scorer, tokenizer, texts) if scorer else [functions.total(each) for each in alone]
+        for row, answer, score, its in zip(rows, answers[name], scores, alone, strict=True):
             row[name] = {"text": answer.text, "ended": answer.ended, "tokens": len(answer.ids), "score": score}
+            row[name] |= {"rewards": its} if its else {}
     counted = [rows[i] for i in asked]
     if judge is not None and all(judge.knows(row["prompt"]) for row in counted):
         for row in counted:
@@ -175,7 +191,7 @@ def build_report(
     report: dict[str, Any] = {
         "runs": {name: str(run.ppo) for name, run in runs.items()},
         "base": first.base,
-        "reward": str(first.reward),
+        "reward": str(first.reward or ", ".join(functions.names)),
         "seed": seed,
         "held_out": held_out,
         "prompts": len(asked),
@@ -183,7 +199,7 @@ def build_report(
         "wins": {f"{one} over {other}": _wins(counted, one, other) for one, other in versus},
         "kl": {name: _interval(gaps, "mean", "low", "high") for name, gaps in drift.items()},
         "answers": rows,
-        "curves": {"sft": _history(first.sft), "reward": _history(first.reward)}
+        "curves": {"sft": _history(first.sft), "reward": _history(first.reward) if first.reward else []}
         | {name: _history(run.ppo) for name, run in runs.items()},
     }
     report["worries"] = [worry for name, run in runs.items() for worry in worries(report, name, run.settings)]
@@ -221,13 +237,15 @@ def _interval(values: Sequence[float], *names: str) -> dict[str, float]:
 def _metrics(rows: Sequence[dict[str, Any]], name: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Means over all answers of one model; the likeness to references over those that have one."""
     answers = [row[name] for row in rows]
-    found = _interval([answer["score"] for answer in answers], "score", "score_low", "score_high") | {
+    found: dict[str, Any] = _interval([answer["score"] for answer in answers], "score", "score_low", "score_high") | {
         "tokens": fmean(answer["tokens"] for answer in answers),
         "distinct_1": distinct(ids, 1),
         "distinct_2": distinct(ids, 2),
         "ended": fmean(answer["ended"] for answer in answers),
         "hangul": fmean(hangul_share(answer["text"]) for answer in answers),
     }
+    if alone := answers[0].get("rewards"):
+        found["rewards"] = {of: fmean(answer["rewards"][of] for answer in answers) for of in alone}
     pairs = [(row[name]["text"], row["reference"]) for row in rows if row["reference"] is not None]
     if pairs:
         texts, references = zip(*pairs, strict=True)

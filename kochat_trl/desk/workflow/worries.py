@@ -65,7 +65,7 @@ RULES = (
         "Read the answers; raise kl_coef.",
     ),
     Rule(
-        lambda baselines, **_: baselines is None,
+        lambda baselines, reward, **_: reward and baselines is None,
         "Nobody has looked at how far the reward model can be trusted.",
         "kochat reward eval {reward} FILE, with rankings that it was not trained on.",
     ),
@@ -77,7 +77,7 @@ def worries(report: dict[str, Any], name: str, settings: dict[str, Any]) -> list
 
     Each has the `run`, the `sign` that was seen, and `advice`.
     """
-    evaluation = Path(settings["reward_model_path"]) / "evaluation" / "evaluation.json"
+    evaluation = Path(settings["reward_model_path"] or "") / "evaluation" / "evaluation.json"
     baselines = json.loads(evaluation.read_text(encoding="utf-8"))["baselines"] if evaluation.is_file() else None
     seen = {
         "sft": report["metrics"]["sft"],

@@ -330,6 +330,30 @@ def test_the_page_needs_nothing_else(report):
     assert "SFT held-out loss: 2.500" in page
 
 
+@pytest.mark.parametrize("with_model", [True, False])
+def test_reward_functions_are_shown_alone(run, tmp_path, with_model):
+    """Beside the reward model's score; without one the score is what the functions give by their weights."""
+    copied = shutil.copytree(run, tmp_path / "run")
+    path = copied / "ppo/resolved.yaml"
+    own = {"reward_functions": ["length", "ended"], "reward_weights": [2.0, -0.5], "target_length": 3}
+    own |= {} if with_model else {"reward_model_path": None}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | own))
+    history = [entry | {"rewards/length/mean": -0.5, "rewards/ended/mean": 0.25} for entry in HISTORY["ppo"]]
+    (copied / "ppo/metrics.json").write_text(json.dumps({"history": history}))
+    report = build_report([copied / "ppo"], seed=1)
+    for row in report["answers"]:
+        expected = {"length": -abs(row["ppo"]["tokens"] - 3) / 3, "ended": float(row["ppo"]["ended"])}
+        assert row["ppo"]["rewards"] == pytest.approx(expected)
+        total = 2 * expected["length"] - 0.5 * expected["ended"]
+        assert (row["ppo"]["score"] == pytest.approx(total)) == (not with_model)
+    counted = [row["sft"]["rewards"]["length"] for row in report["answers"] if row["prompt"] not in FOUR]
+    assert report["metrics"]["sft"]["rewards"]["length"] == pytest.approx(sum(counted) / len(counted))
+    assert report["reward"] == (str(run / "reward") if with_model else "length, ended")
+    page = render_page(report)
+    assert "<td>length <small>reward function alone</small></td>" in page
+    assert "PPO rewards/length" in page
+
+
 def test_the_courses_questions_come_before_the_other_answers(report):
     """Under a heading of their own, which is not there without them."""
     page = render_page(report)

@@ -27,6 +27,10 @@ def settings(tmp_path):
     return {"reward_model_path": str(tmp_path), "kl_target": None}
 
 
+def test_a_run_without_a_reward_model_is_not_told_to_evaluate_it(fine):
+    assert worries(fine, "ppo", {"reward_model_path": None}) == []
+
+
 def test_nothing_to_worry_about(fine, settings):
     assert worries(fine, "ppo", settings) == []
 

@@ -194,10 +194,10 @@ def test_nothing_to_learn_from(build):
 
 
 def test_answers_are_printed_with_what_rules_give(build, capsys):
-    rules = {"reward_functions": ["length"], "reward_weights": [3.0], "target_length": 1, "value_model": "shared"}
+    rules = {"reward_functions": ["length"], "reward_weights": [3.0], "target_length": 100, "value_model": "shared"}
     trainer = build(without_reward_model, **FEW, **rules, reward_model_path=None, eval_dataset=None)
     trainer.eval_dataset = trainer.train_dataset.select(range(2))
     trainer.generate_completions()
     printed = capsys.readouterr().out
-    lengths = {f"{3.0 * (1 - n):.2f}" for n in range(1, LENGTH + 1)}
+    lengths = {f"{3 * (n - 100) / 100:.2f}" for n in range(1, LENGTH + 1)}
     assert sum(any(f" {score} " in line for score in lengths) for line in printed.splitlines()) == 2

@@ -69,7 +69,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("key", OURS)
+@pytest.mark.parametrize("key", sorted({*OURS, *VALUES}))
 def test_keys_that_trls_engine_would_ignore_are_refused(write, key):
     text = PPO + yaml.safe_dump({key: VALUES[key]})
     resolve_arguments("ppo", write("ppo.yaml", text), [])

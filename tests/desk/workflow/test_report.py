@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kochat_trl.data.probes import PROBES
 from kochat_trl.data.records import Prompt, conversation
+from kochat_trl.data.text import hangul_share
 from kochat_trl.desk.answers.generate import Response, decoding, generate_answers, mean_logprob
 from kochat_trl.desk.sample.sample import Judge, make_questions, write_sample_data
 from kochat_trl.desk.statistics import mean_interval, wilson_interval
@@ -335,20 +336,23 @@ def test_reward_functions_are_shown_alone(run, tmp_path, with_model):
     """Beside the reward model's score; without one the score is what the functions give by their weights."""
     copied = shutil.copytree(run, tmp_path / "run")
     path = copied / "ppo/resolved.yaml"
-    own = {"reward_functions": ["length", "ended"], "reward_weights": [2.0, -0.5], "target_length": 3}
+    own = {"reward_functions": ["length", "hangul"], "reward_weights": [2.0, -0.5], "target_length": 3}
     own |= {} if with_model else {"reward_model_path": None}
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | own))
-    history = [entry | {"rewards/length/mean": -0.5, "rewards/ended/mean": 0.25} for entry in HISTORY["ppo"]]
+    history = [entry | {"rewards/length/mean": -0.5, "rewards/hangul/mean": 0.25} for entry in HISTORY["ppo"]]
     (copied / "ppo/metrics.json").write_text(json.dumps({"history": history}))
     report = build_report([copied / "ppo"], seed=1)
     for row in report["answers"]:
-        expected = {"length": -abs(row["ppo"]["tokens"] - 3) / 3, "ended": float(row["ppo"]["ended"])}
+        expected = {"length": -abs(row["ppo"]["tokens"] - 3) / 3, "hangul": hangul_share(row["ppo"]["text"])}
         assert row["ppo"]["rewards"] == pytest.approx(expected)
-        total = 2 * expected["length"] - 0.5 * expected["ended"]
+        total = 2 * expected["length"] - 0.5 * expected["hangul"]
         assert (row["ppo"]["score"] == pytest.approx(total)) == (not with_model)
-    counted = [row["sft"]["rewards"]["length"] for row in report["answers"] if row["prompt"] not in FOUR]
-    assert report["metrics"]["sft"]["rewards"]["length"] == pytest.approx(sum(counted) / len(counted))
-    assert report["reward"] == (str(run / "reward") if with_model else "length, ended")
+    for name in MODELS:
+        counted = [row[name]["rewards"]["length"] for row in report["answers"] if row["prompt"] not in FOUR]
+        metrics = report["metrics"][name]
+        assert metrics["rewards"]["length"] == pytest.approx(sum(counted) / len(counted))
+        assert metrics["rewards"]["hangul"] == metrics["hangul"]
+    assert report["reward"] == (str(run / "reward") if with_model else "length, hangul")
     page = render_page(report)
     assert "<td>length <small>reward function alone</small></td>" in page
     assert "PPO rewards/length" in page

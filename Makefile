@@ -26,11 +26,11 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest $(WORKERS) -m slow
 
-# The three recipes on the newest TRL, which has no PPOTrainer of its own.
+# The recipes on the newest TRL, which has no PPOTrainer of its own, and RLOO and GRPO against its trainers.
 test-newest-trl: setup
 	rm -rf .venv/newest-trl
 	$(BIN)/pip install --quiet --no-deps --target .venv/newest-trl trl
-	PYTHONPATH=$(CURDIR)/.venv/newest-trl $(BIN)/python -m pytest -m smoke tests/recipes/test_recipes.py
+	PYTHONPATH=$(CURDIR)/.venv/newest-trl $(BIN)/python -m pytest -m smoke tests/recipes tests/ppo/test_group_parity.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -3,8 +3,8 @@
     accelerate launch recipes/ppo.py                                      # configs/kogpt2/ppo.yaml
     accelerate launch recipes/ppo.py --config configs/tiny/ppo.yaml --kl_coef 0.1
 
-Needs the outputs of stages 1 (`sft_model_path`) and 2 (`reward_model_path`). What PPO computes is in
-`kochat_trl/ppo/objective.py`; how, in `kochat_trl/ppo/trainer.py`.
+Needs the outputs of stages 1 (`sft_model_path`) and, unless `reward_functions` suffice, 2 (`reward_model_path`). What
+PPO computes is in `kochat_trl/ppo/objective.py`; how, in `kochat_trl/ppo/trainer.py`.
 """
 
 from kochat_trl.errors import run
@@ -21,14 +21,17 @@ def main() -> None:
     training = args.training
     sft_path, reward_path = training.sft_model_path, training.reward_model_path
     require_stage_output(sft_path)
-    require_stage_output(reward_path)
+    if reward_path:
+        require_stage_output(reward_path)
 
     # 1. Policy, reference, reward and value: four adapters on one backbone. The policy starts as the SFT adapter, and
-    #    the reference stays it; the value starts as the reward model, which stays as it is too.
+    #    the reference stays it; the value starts as the reward model, which stays as it is too. RLOO and GRPO
+    #    have none.
     ours = training.engine == "kochat"
     tokenizer = load_tokenizer(sft_path, args.model.model_revision)
-    check_same_texts(tokenizer, sft_path, load_tokenizer(reward_path), reward_path)
-    roles = load_roles(sft_path, reward_path, args.model, tokenizer, training.value_model, share=ours)
+    if reward_path:
+        check_same_texts(tokenizer, sft_path, load_tokenizer(reward_path), reward_path)
+    roles = load_roles(sft_path, reward_path, args.model, tokenizer, training.value_function, share=ours)
 
     # 2. Prompts → tokens, through the template of SFT, up to where the answer starts.
     train_dataset, eval_dataset, data_report = build_datasets("ppo", args, tokenizer)

@@ -84,6 +84,26 @@ def tiny_tokenizer(tiny_base: str):
 
 
 @pytest.fixture(scope="session")
+def tiny_sft(tiny_base: str, tiny_tokenizer, made_once: Callable[..., Path]) -> str:
+    """An SFT output on the tiny base: an adapter, drawn at random."""
+    from kochat_trl.models.loading import add_lora, load_causal_lm
+    from kochat_trl.settings.keys import ModelArguments
+
+    def fill(folder: Path) -> None:
+        args = ModelArguments(use_peft=True, lora_r=4, dtype="float32")
+        torch.manual_seed(1)
+        model = add_lora(load_causal_lm(tiny_base, args, tiny_tokenizer), args)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+
+    return str(made_once("sft", fill))
+
+
+@pytest.fixture(scope="session")
 def tiny_reward(tiny_base: str, tiny_tokenizer, made_once: Callable[..., Path]) -> str:
     """A reward model on the tiny base: an adapter with its head, all drawn at random."""
     from kochat_trl.models.loading import add_lora, new_reward_model

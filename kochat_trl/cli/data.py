@@ -3,7 +3,8 @@
 import argparse
 import json
 import sys
-from itertools import islice
+from itertools import chain, islice
+from statistics import fmean
 from typing import Any
 
 from kochat_trl.cli import options as opt
@@ -21,6 +22,7 @@ from kochat_trl.files import refuse_existing
 FIXES = "\n".join(f"  {f.name:<16}{f.says}: {f.fix}{'' if f.default else ' (*)'}" for f in FAULTS.values())
 FILE = flag("file", metavar="FILE")
 SOURCES = "two or more, best first: models or adapters (folder or Hub name), or files with an answer to each prompt"
+SAMPLED_TO = "write all, ranked (default), the best, or the best and the worst as chosen and rejected"
 TEMPLATED = "apply the chat template, or leave the texts plain (default: apply)"
 
 
@@ -62,7 +64,7 @@ def check_data(args: argparse.Namespace) -> None:
     flag("--tokenizer", "folder or Hub name; shows tokens, ids and labels", "MODEL"),
     opt.TRUST,
     flag("--config", "instead of FILE: show a batch of this config's training data", "YAML"),
-    flag("--stage", "the recipe that --config is for", choices=("sft", "reward", "ppo")),
+    flag("--stage", "the recipe that --config is for", choices=("sft", "reward", "ppo", "dpo", "kto")),
 )
 def show_data(args: argparse.Namespace) -> None:
     """Show a record, or the batch of a config, as the model sees it: template, tokens, ids, labels, pairs."""
@@ -202,14 +204,63 @@ def make_rankings(args: argparse.Namespace) -> None:
     settings = (args.max_new_tokens, args.temperature)
     answers = [gather_answers(source, prompts, *settings, args.seed + i) for i, source in enumerate(args.sources)]
     scores = gather_scores(args.reward_model, prompts, answers) if args.reward_model else None
-    records, left_out = rank_answers(prompts, answers, args.seed, scores)
+    ranked = rank_answers(prompts, answers, args.seed, scores)
     opt.list_records(invalid)
+    _write_ranked(args.output, *ranked)
+
+
+@command(
+    "data sample",
+    "kochat data sample outputs/kogpt2/sft data/kochatgpt/kochatgpt_3_PPO.jsonl --n 4 "
+    "--reward-model outputs/kogpt2/reward --limit 8 --output outputs/sampled.jsonl",
+    opt.POLICY,
+    flag("file", "any data file that has prompts", "PROMPTS"),
+    flag("--n", "answers to each prompt (default: 8)", "N", type=int, default=8),
+    flag("--reward-model", "what ranks them", "MODEL", required=True),
+    opt.choice("--to", SAMPLED_TO, "ranking", "sft", "preference"),
+    opt.NEW_JSONL,
+    flag("--limit", "only the first N records", "N", type=int),
+    flag("--decoding", f"{opt.PRESETS}; default: sample", "PRESET", default="sample"),
+    *opt.SAMPLING,
+    *opt.READING,
+    *opt.BATCHES,
+    opt.TRUST,
+)
+def sample_data(args: argparse.Namespace) -> None:
+    """Make data of a model's own answers, as a reward model ranks them: for another round of training.
+
+    Of equal answers one is kept. Answers are scored as the file has them, with an end, also where none was sampled.
+    """
+    from kochat_trl.desk.answers.best_of import kl_of_best, sample_answers
+    from kochat_trl.desk.answers.generate import decoding
+
+    refuse_existing(args.output)
+    if args.n < 2 and args.to != "sft":
+        raise UserError(f"--n {args.n}: two answers or more can be ranked")
+    settings = decoding(args.decoding, args.set)
+    prompts, invalid = read_prompts(args.file, args.invalid_records == "skip", args.limit, opt.reading_options(args))
+    found = sample_answers(*opt.policy_of(args), prompts, settings, args.n, args.batch_size, args.seed)
+    answers = [[its[i].text for its in found] for i in range(args.n)]
+    scores = gather_scores(args.reward_model, prompts, answers)
+    ranked = rank_answers(prompts, answers, args.seed, scores, args.to)
+    opt.list_records(invalid)
+    _write_ranked(args.output, *ranked, args.to)
+    mean, best = fmean(chain(*scores)), fmean(map(max, zip(*scores, strict=True)))
+    print(
+        f"Mean score of all answers {mean:.2f}, of the best of {args.n} {best:.2f}, whose KL from what is sampled is "
+        f"at most {kl_of_best(args.n):.2f} nats, log n − (n−1)/n."
+    )
+
+
+def _write_ranked(output: str, records: list[dict[str, Any]], left_out: list[str], to: str = "ranking") -> None:
+    reason = "every answer to it is empty" if to == "sft" else "no answer to it is better than another"
     for prompt in left_out:
-        print(f"left out, as no answer to it is better than another: {prompt!r}")
+        print(f"left out, as {reason}: {prompt!r}")
     if not records:
-        raise UserError("no prompt has an answer that is better than another")
-    write_records(args.output, "array", records)
-    print(f"{len(records)} rankings, written to {args.output}.")
+        raise UserError(f"no prompt is left: {reason}")
+    write_records(output, "array", records)
+    without = f" Prompts left out: {len(left_out)}." if left_out else ""
+    print(f"{len(records)} records, written to {output}.{without}")
 
 
 @command(

@@ -82,6 +82,10 @@ LOADING = one_of(
 )
 BATCHES = (LOADING, flag("--batch-size", "texts at once (default: 64)", "N", type=int, default=64), INVALID_RECORDS)
 SEED = flag("--seed", "default: 0", type=int, default=0)
+POLICY = flag("model", "base, adapter or merged model: folder or Hub name", "MODEL")
+PRESETS = "greedy, sample (the whole distribution, as PPO does), beam, top_k, top_p, course (the course's settings)"
+FIELDS = "fields of transformers' GenerationConfig over the preset's, such as temperature=0.7 max_new_tokens=96"
+SAMPLING = (flag("--set", FIELDS, "FIELD=VALUE", nargs="+", default=[]), SEED)
 TRUST = flag(
     "--trust-remote-code", "run code that comes with the model; only if you trust who made it", action="store_true"
 )
@@ -123,6 +127,16 @@ def tokenizer_of(path: str | None) -> Any:
     from kochat_trl.models.tokenizer import load_tokenizer
 
     return load_tokenizer(path)
+
+
+def policy_of(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model of `POLICY`, loaded as `LOADING` says, and its tokenizer."""
+    from kochat_trl.models.loading import load_policy
+    from kochat_trl.reward.score import LOADING
+    from kochat_trl.settings.keys import ModelArguments
+
+    tokenizer = tokenizer_of(args.model)
+    return load_policy(args.model, ModelArguments(dtype="float32", **LOADING[args.loading]), tokenizer), tokenizer
 
 
 def console() -> Any:

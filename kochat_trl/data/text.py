@@ -6,6 +6,8 @@ from statistics import fmean
 
 _HANGUL = re.compile("[\uac00-\ud7ff\u1100-\u115e\u1161-\u11ff\u3131-\u3163\u3165-\u318e\ua960-\ua97f]")  # no fillers
 
+POLITE_ENDINGS = ("요", "니다")
+
 
 def has_hangul(text: str) -> bool:
     return _HANGUL.search(text) is not None
@@ -14,6 +16,11 @@ def has_hangul(text: str) -> bool:
 def normalized(text: str) -> str:
     """`text` after NFKC, with runs of whitespace as one space: what makes two texts the same to a reader."""
     return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def ends_politely(text: str) -> bool:
+    """Whether `text` ends in 요 or 니다, whatever punctuation follows."""
+    return re.sub(r"\W+$", "", text).endswith(POLITE_ENDINGS)
 
 
 def hangul_share(text: str) -> float:

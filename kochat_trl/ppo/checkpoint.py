@@ -73,8 +73,9 @@ def load_checkpoint(trainer: Any, path: Path, state_class: Any) -> None:
     """Put `trainer` where it was when it wrote the checkpoint in `path`. Raises `UserError` if it is of another run."""
     ppo = json.loads((path / "ppo.json").read_text(encoding="utf-8"))
     now = _identity(trainer)
-    if changed := [name for name in now if now[name] != ppo["run"][name]]:
-        pairs = ", ".join(f"{name}: {ppo['run'][name]} then, {now[name]} now" for name in changed)
+    then = now | ppo["run"]  # an older version's lacks some names
+    if changed := [name for name in now if now[name] != then[name]]:
+        pairs = ", ".join(f"{name}: {then[name]} then, {now[name]} now" for name in changed)
         raise UserError(f"{path}: is of another run ({pairs}); use the config that it was made with")
     weights, parameters = load_file(path / "weights.safetensors"), checkpointed(trainer.roles)
     here, there = ({name: w.shape for name, w in some.items()} for some in (parameters, weights))
@@ -109,7 +110,8 @@ def checkpointed(roles: Roles) -> dict[str, nn.Parameter]:
 
 def _identity(trainer: Any) -> dict[str, Any]:
     """What must be the same for a run to go on as if it had never stopped."""
-    names = ("seed", "batch_size", "mini_batch_size", "micro_batch_size", "num_ppo_epochs", "response_length")
+    names = ["seed", "batch_size", "mini_batch_size", "micro_batch_size", "num_ppo_epochs", "response_length"]
+    names += ["advantages", "num_generations"]
     return {name: getattr(trainer.args, name) for name in names} | {"prompts": len(trainer.train_dataset)}
 
 

@@ -30,6 +30,16 @@ def check_prompts(positions: int | None, response_length: int, *datasets: Any) -
         )
 
 
+def check_value(roles: Roles, args: PPOConfig) -> None:
+    """Roles that a script made by itself must have a value function if the advantages are of one, and else none."""
+    if (roles.value is None) != (args.value_function is None):
+        has = "no value function" if roles.value is None else "a value function"
+        raise UserError(
+            f"the roles have {has}, and advantages is {args.advantages}: make them with `value_function` of the config "
+            "(load_roles, one_backbone)"
+        )
+
+
 @torch.no_grad()
 def check_head(roles: Roles, accelerator: Accelerator, exact: bool) -> None:
     """The policy's logits must be what its head makes of its hidden states: `LMHead` has to know all that is done to

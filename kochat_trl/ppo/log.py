@@ -29,17 +29,20 @@ def update_metrics(
     kl_coef: float,
     missing_eos_penalty: float | None,
     stats: Sequence[StepStats],
+    has_value: bool,
 ) -> dict[str, float]:
     """TRL's metrics, and the KL coefficient. Sums over a response, means over tokens and steps.
 
     `kl` is (b, t). `earned`, (b,), is what the policy learns from, after normalising and clipping: it is in
-    `objective/rlhf_reward`. `objective/scores` is the reward model's, less the penalty for not ending: where scores
-    are normalised it shows whether they rise.
+    `objective/rlhf_reward`. `objective/scores` is the reward model's and the reward functions', less the penalty for
+    not ending: where scores are normalised it shows whether they rise. With reward functions there is the mean of each
+    alone, `rewards/NAME/mean` as TRL's GRPO has it, and of `reward_model` if there is one.
     """
     scores = final_scores(trajectory.scores, rollout.ended, missing_eos_penalty)
     means = StepStats(*np.mean(np.array(stats), axis=0).tolist())
     ratios = [step.ratio for step in stats]
     a_response = torch.where(rollout.mask, kl, 0).sum(1).mean().item()
+    value = {"loss/value_avg": means.value_loss, "val/clipfrac_avg": means.value_clipfrac} if has_value else {}
     return {
         "objective/kl": a_response,
         "objective/kl_coef": kl_coef,
@@ -52,12 +55,11 @@ def update_metrics(
         "policy/clipfrac_avg": means.clipfrac,
         "policy/entropy_avg": means.entropy,
         "loss/policy_avg": means.policy_loss,
-        "loss/value_avg": means.value_loss,
-        "val/clipfrac_avg": means.value_clipfrac,
+        **value,
         "val/ratio": means.ratio,
         "val/ratio_var": float(np.var(ratios, ddof=1)) if len(stats) > 1 else 0.0,
         "val/num_eos_tokens": int(rollout.ended.sum()),
-    }
+    } | {f"rewards/{name}/mean": earned.mean().item() for name, earned in trajectory.rewards.items()}
 
 
 def write_samples(

@@ -8,10 +8,18 @@ In the order of the loop:
 
     log π, log π_ref  →  kl_estimate  →  token_rewards  →  gae  →  whiten  →  policy_losses, value_losses
 
+The group methods answer each prompt several times, and an answer's advantage is over the others': no value function.
+
+    RLOO:  kl_estimate  →  token_rewards  →  rloo_advantages  →  sequence_losses
+    GRPO:  the scores alone  →  grpo_advantages  →  grpo_losses, weighted by token_weights
+
 Papers: [PPO] Schulman et al. 2017, 1707.06347. [GAE] Schulman et al. 2015, 1506.02438. [Z] Ziegler et al. 2019,
-1909.08593. [KL] Schulman 2020, joschu.net/blog/kl-approx.html. The loss of a step is the mean of `policy_losses` plus
-vf_coef times the mean of `value_losses`; there is no entropy bonus, and `entropy` is a metric. The defaults are those
-of TRL 1.12's PPOConfig.
+1909.08593. [KL] Schulman 2020, joschu.net/blog/kl-approx.html. [RLOO] Ahmadian et al. 2024, 2402.14740. [GRPO] Shao et
+al. 2024 (DeepSeekMath), 2402.03300. [Dr] Liu et al. 2025 (Dr. GRPO), 2503.20783. [DAPO] Yu et al. 2025, 2503.14476.
+[V3.2] DeepSeek-AI 2025, 2512.02556.
+
+The loss of a step is the mean of `policy_losses` plus vf_coef times the mean of `value_losses`; there is no entropy
+bonus, and `entropy` is a metric. The defaults are those of TRL 1.12's PPOConfig; of GRPO, of its GRPOConfig.
 """
 
 from dataclasses import dataclass
@@ -21,6 +29,7 @@ import torch
 from torch import Tensor
 
 KLEstimator = Literal["k1", "k2", "k3"]
+LossType = Literal["grpo", "dapo", "dr_grpo"]
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -126,6 +135,29 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     return advantages, advantages + values
 
 
+def rloo_advantages(rewards: Tensor, num_generations: int) -> Tensor:
+    """Each response's reward less the mean of the others' to its prompt, (b,).  [RLOO]
+
+    `rewards` (b,) has the `num_generations` responses to a prompt side by side.
+    """
+    groups = rewards.view(-1, num_generations)
+    others = (groups.sum(1, keepdim=True) - groups) / (num_generations - 1)
+    return (groups - others).flatten()
+
+
+def grpo_advantages(rewards: Tensor, num_generations: int, scale: bool = True) -> Tensor:
+    """Each response's reward less the mean of its group, (b,), and over its deviation if `scale`.  [GRPO] section 4.1.2
+
+    `rewards` (b,) has the `num_generations` responses to a prompt side by side. The deviation is unbiased, and has 1e-4
+    on it, as in TRL. Without it a prompt whose answers earn much the same weighs no more than another.  [Dr]
+    """
+    groups = rewards.view(-1, num_generations)
+    advantages = groups - groups.mean(1, keepdim=True)
+    if scale:
+        advantages = advantages / (groups.std(1, keepdim=True) + 1e-4)
+    return advantages.flatten()
+
+
 def policy_losses(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float = 0.2
 ) -> tuple[Tensor, Tensor]:
@@ -138,6 +170,55 @@ def policy_losses(
     free = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
     return torch.max(free, clipped), clipped > free
+
+
+def sequence_losses(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float = 0.2
+) -> tuple[Tensor, Tensor]:
+    """`policy_losses` of whole responses, (b,), and where the clip binds: a response is one action.  [RLOO]
+
+    The ratio is the product of the tokens'; `advantages` are (b,). The paper takes one step a rollout, where the ratio
+    is 1 and the gradient REINFORCE's; the ratio and its clip are TRL's.
+    """
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0).sum(1)
+    everywhere = torch.ones_like(log_ratio, dtype=torch.bool)
+    return policy_losses(log_ratio, torch.zeros_like(log_ratio), advantages, everywhere, cliprange)
+
+
+def grpo_losses(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    ref_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    cliprange: float = 0.2,
+    kl_coef: float = 0.0,
+    estimator: KLEstimator = "k3",
+) -> tuple[Tensor, Tensor]:
+    """`policy_losses` with kl_coef · KL on top, (b, t), and where the clip binds.  [GRPO] eq. 3 and 4
+
+    The KL is of the policy that learns, times ρ = π/π_old, as the tokens are π_old's. Without the ratio the gradient
+    isn't the KL's, and of k1 it is 0 on average ([V3.2]; TRL's use_bias_correction_kl). 0 and False under the mask.
+    """
+    losses, clipped = policy_losses(logprobs, old_logprobs, advantages, mask, cliprange)
+    ratio = torch.exp(torch.where(mask, logprobs - old_logprobs, 0))
+    kl = kl_estimate(torch.where(mask, logprobs, 0), torch.where(mask, ref_logprobs, 0), estimator)
+    return losses + kl_coef * ratio * kl, clipped
+
+
+def token_weights(mask: Tensor, loss_type: LossType = "dapo", response_length: int = 1) -> Tensor:
+    """What each token of a rollout weighs in the loss of its response, (b, 1); a step's loss is a mean over responses.
+
+    "grpo": 1 over the response's length, so that responses weigh the same, and long ones' tokens less ([GRPO] eq. 3);
+    "dapo": 1 over the mean length, so that tokens weigh the same ([DAPO]); "dr_grpo": 1 over `response_length`, a
+    constant, whatever the lengths ([Dr]).
+    """
+    lengths = mask.sum(1, keepdim=True).double()
+    if loss_type == "dapo":
+        lengths = lengths.mean().expand_as(lengths)
+    if loss_type == "dr_grpo":
+        lengths = torch.full_like(lengths, response_length)
+    return 1 / lengths
 
 
 def value_losses(

@@ -1,4 +1,4 @@
-"""The four models of PPO: policy, reference, reward and value.
+"""The four models of PPO: policy, reference, reward and value; group methods have no value.
 
 They may be models of their own, as in TRL, or four LoRA adapters on one backbone, which is loaded and held once. The
 trainer sees the same thing in both: a `Role` has a backbone, a head that reads its hidden states, and an adapter.
@@ -78,7 +78,9 @@ class Role:
 class Roles(nn.Module):
     """Policy, reference, reward and value, and the models that they live in."""
 
-    def __init__(self, models: dict[str, nn.Module], policy: Role, reference: Role, reward: Role, value: Role):
+    def __init__(
+        self, models: dict[str, nn.Module], policy: Role, reference: Role, reward: Role | None, value: Role | None
+    ):
         super().__init__()
         self.models = nn.ModuleDict(models)
         fuse_lora(self.models)
@@ -88,27 +90,29 @@ class Roles(nn.Module):
     @property
     def value_reads_policy(self) -> bool:
         """Whether the value head reads the policy's own hidden states."""
-        return self.value.backbone is self.policy.backbone and self.value.adapter == self.policy.adapter
+        value, policy = self.value, self.policy
+        return value is not None and value.backbone is policy.backbone and value.adapter == policy.adapter
 
-    def as_models(self) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
-        """Policy, reference, reward and value as scripts for TRL's trainer have them.
+    def as_models(self) -> tuple[nn.Module, nn.Module, nn.Module | None, nn.Module | None]:
+        """Policy, reference, reward and value as scripts for TRL's trainer have them; None of what there isn't.
 
         A role with a model of its own is that very model; one that shares a backbone is a `RoleModel`.
         """
         roles = {"policy": self.policy, "reference": self.reference, "reward": self.reward, "value": self.value}
-        policy, reference, reward, value = (
-            self.models[name] if name in self.models else RoleModel(role) for name, role in roles.items()
-        )
+        found: Any = {name: role and RoleModel(role) for name, role in roles.items() if name not in self.models}
+        policy, reference, reward, value = (found[name] if name in found else self.models[name] for name in roles)
         return policy, reference, reward, value
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the policy, as an adapter or a model, and the value function into the folder `value` in it.
+        """Write the policy, as an adapter or a model, and the value function, if there is one, into `value` in it.
 
         The value function is written as a reward model is, adapter and head or a classifier. A head on the hidden
         states of a policy that is no adapter is written alone.
         """
         models: Any = self.models
         _save(models["policy"], self.policy.adapter, folder)
+        if self.value is None:
+            return
         value_folder = Path(folder) / "value"
         if "value" in models:
             _save(models["value"], self.value.adapter, value_folder, _plain_head(self.value.head))
@@ -152,13 +156,16 @@ def roles_of(
         raise UserError("`model` and `ref_model` are one object; give a copy, or None")
     if value_model is not None and value_model is reward_model:
         raise UserError("`value_model` and `reward_model` are one object: one is trained, the other isn't")
-    if (value_model is None) != (args.value_model == "shared"):
+    if args.value_function is None and value_model is not None:
+        raise UserError(f"`value_model` is given, and advantages: {args.advantages} has no use for one; leave it out")
+    if args.value_function is not None and (value_model is None) != (args.value_model == "shared"):
         raise UserError("give `value_model`, or set `value_model: shared` in the config, and not both")
     if peft_config is not None and isinstance(model, PeftModel):
         raise UserError("`model` has an adapter already, and `peft_config` asks for another; remove one")
     if peft_config is not None:
         model = get_peft_model(model, peft_config)
-    return separate_models(model, ref_model, reward_model, value_model, args.model_adapter_name, args.ref_adapter_name)
+    adapters = args.model_adapter_name, args.ref_adapter_name
+    return separate_models(model, ref_model, reward_model, value_model, *adapters, args.value_function is not None)
 
 
 def separate_models(
@@ -168,14 +175,16 @@ def separate_models(
     value_model: Any,
     policy_adapter: str | None = None,
     ref_adapter: str | None = None,
+    has_value: bool = True,
 ) -> Roles:
     """Roles of models of their own.
 
     Without `ref_model` the reference is `model` under `ref_adapter`, or with its adapter off, or a copy where it has
-    none. Without `value_model` the value is a new head, zero at first, on the policy's hidden states. Raises
-    `UserError` for a model without the head that its part needs.
+    none. Without `value_model` the value is a new head, zero at first, on the policy's hidden states, or with
+    `has_value=False` there is none. Without `reward_model` there is no reward. Raises `UserError` for a model without
+    the head that its part needs.
     """
-    models = {"policy": model, "reward": reward_model}
+    models = {"policy": model}
     if ref_model is None and not isinstance(model, PeftModel):
         ref_model = deepcopy(model)
     policy = Role(model, lm_head(model), policy_adapter or _active_adapter(model))
@@ -186,22 +195,26 @@ def separate_models(
     else:
         models["reference"] = ref_model.requires_grad_(False)
         reference = Role(ref_model, lm_head(ref_model), _active_adapter(ref_model))
-    reward = Role(reward_model.requires_grad_(False), score_head(reward_model), _active_adapter(reward_model))
-    if value_model is None:
-        models["value_head"] = _new_value_head(policy)
-        value = Role(model, models["value_head"], policy.adapter)
-    else:
+    reward = value = None
+    if reward_model is not None:
+        models["reward"] = reward_model.requires_grad_(False)
+        reward = Role(reward_model, score_head(reward_model), _active_adapter(reward_model))
+    if value_model is not None:
         models["value"] = value_model
         value = Role(value_model, score_head(value_model), _active_adapter(value_model))
+    elif has_value:
+        models["value_head"] = _new_value_head(policy.head)
+        value = Role(model, models["value_head"], policy.adapter)
     return Roles(models, policy, reference, reward, value)
 
 
-def one_backbone(backbone: Any, sft_adapter: str, reward_adapter: str, value_model: str = "adapter") -> Roles:
+def one_backbone(backbone: Any, sft_adapter: str, reward_adapter: str, value_model: str | None = "adapter") -> Roles:
     """Roles on one causal LM, float or quantized.
 
     The adapter in the folder `sft_adapter` is the policy, trained, and the reference, frozen. The one in
     `reward_adapter`, with its head, is the reward model, frozen, and with `value_model="adapter"` also where the value
-    function starts, trained. With `"shared"` the value is a new head on the policy's hidden states, zero at first.
+    function starts, trained. With `"shared"` the value is a new head on the policy's hidden states, zero at first, and
+    with None there is none.
 
     The adapters may differ in rank and in the layers that they adapt. Raises `UserError` if a folder's weights don't
     fit the backbone, or hold no head.
@@ -211,39 +224,46 @@ def one_backbone(backbone: Any, sft_adapter: str, reward_adapter: str, value_mod
     model, _ = _add_adapter(backbone, "policy", sft_adapter)
     _add_adapter(model, "reference", sft_adapter)
     reward_head = _add_adapter(model, "reward", reward_adapter)[1]
-    value_head = _add_adapter(model, "value", reward_adapter)[1] if value_model == "adapter" else None
+    value_head = None
+    if value_model == "adapter":
+        value_head = _add_adapter(model, "value", reward_adapter)[1]
+    elif value_model == "shared":
+        value_head = _new_value_head(lm_head(model))
     return adapters_of(model, reward_head, value_head)
 
 
 def adapters_of(model: PeftModel, reward_head: nn.Module, value_head: nn.Module | None) -> Roles:
-    """Roles of a model that has the adapters `policy`, `reference`, `reward` and, with a `value_head`, `value`."""
+    """Roles of a model that has the adapters `policy`, `reference`, `reward` and maybe `value`: without that one
+    `value_head` reads the policy's hidden states, and without `value_head` there is no value."""
     models: dict[str, Any] = {"policy": model, "reward_head": reward_head}
     head = lm_head(model)
     policy, reference = Role(model, head, "policy"), Role(model, head, "reference")
-    models["value_head"] = _new_value_head(policy) if value_head is None else value_head
-    value = Role(model, models["value_head"], "policy" if value_head is None else "value")
+    value = None
+    if value_head is not None:
+        models["value_head"] = value_head
+        value = Role(model, value_head, "value" if "value" in model.peft_config else "policy")
     reward_head.requires_grad_(False)
-    _train_only(model, str(policy.adapter), str(value.adapter))
+    _train_only(model, "policy", "value")
     return Roles(models, policy, reference, Role(model, reward_head, "reward"), value)
 
 
 def load_roles(
     sft_path: str,
-    reward_path: str,
+    reward_path: str | None,
     model_args: ModelArguments,
     tokenizer: PreTrainedTokenizerBase,
-    value_model: str = "adapter",
+    value_model: str | None = "adapter",
     share: bool = True,
 ) -> Roles:
     """The roles of a run: one backbone with `share` where both paths hold adapters of one base, else separate models.
 
-    An SFT adapter is trained on; a whole SFT model gets a new adapter, or is trained whole if LoRA is off. Raises
-    `UserError` for LoRA keys that an SFT adapter has settled already.
+    An SFT adapter is trained on; a whole SFT model gets a new adapter, or is trained whole if LoRA is off. Without
+    `reward_path` there is no reward. Raises `UserError` for LoRA keys that an SFT adapter has settled already.
     """
     if is_adapter(sft_path):
         refuse_other_lora(model_args, sft_path)
         backbone = load_causal_lm(sft_path, model_args, tokenizer)
-        if share and is_adapter(reward_path) and _same_base(sft_path, reward_path):
+        if share and reward_path and is_adapter(reward_path) and _same_base(sft_path, reward_path):
             return one_backbone(backbone, sft_path, reward_path, value_model)
         policy, _ = _add_adapter(backbone, "policy", sft_path)
         _add_adapter(policy, "reference", sft_path)
@@ -252,9 +272,12 @@ def load_roles(
     else:
         policy = add_lora(load_causal_lm(sft_path, model_args, tokenizer), model_args)
         names = (None, None)
-    reward = load_reward_model(reward_path, model_args, tokenizer)
-    own = load_reward_model(reward_path, model_args, tokenizer, trainable=True) if value_model == "adapter" else None
-    return separate_models(policy, None, reward, own, *names)
+    reward = own = None
+    if reward_path:
+        reward = load_reward_model(reward_path, model_args, tokenizer)
+    if reward_path and value_model == "adapter":
+        own = load_reward_model(reward_path, model_args, tokenizer, trainable=True)
+    return separate_models(policy, None, reward, own, *names, has_value=value_model is not None)
 
 
 def _same_base(*adapters: str) -> bool:
@@ -333,6 +356,6 @@ def _plain_head(head: Any) -> Any:
     return head.modules_to_save[head.active_adapters[0]] if isinstance(head, ModulesToSaveWrapper) else head
 
 
-def _new_value_head(policy: Role) -> nn.Linear:
-    width = policy.head.linear.weight.shape[1]
+def _new_value_head(head: Any) -> nn.Linear:
+    width = head.linear.weight.shape[1]
     return linear_head(torch.zeros(1, int(width)))

@@ -222,7 +222,8 @@ class Trajectory:
     logprobs: Tensor  # (b, t), under the policy that sampled
     ref_logprobs: Tensor  # (b, t), under the reference
     values: Tensor  # (b, t), V of the state in which token t is chosen
-    scores: Tensor  # (b,), the reward model's
+    scores: Tensor  # (b,), the reward model's, and of reward functions their weighted sum on top
+    rewards: dict[str, Tensor] = field(init=False, default_factory=dict)  # (b,) of each, where there are functions
     advantages: Tensor = field(init=False)  # (b, t), set once there are rewards
     returns: Tensor = field(init=False)  # (b, t)
 

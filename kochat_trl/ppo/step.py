@@ -18,8 +18,16 @@ from accelerate import Accelerator
 from torch import Tensor
 
 
+class Whole(NamedTuple):
+    """What there is in a mini-batch, of all processes: responses, their tokens, and the states whose value counts."""
+
+    responses: int
+    tokens: Tensor
+    states: Tensor
+
+
 class StepStats(NamedTuple):
-    """Means over the tokens of a mini-batch, as scalars: of a micro-batch, its share in them."""
+    """Means over the tokens of a mini-batch, as scalars: of a micro-batch, its share in them. 0 of what there isn't."""
 
     policy_loss: Any
     value_loss: Any
@@ -62,22 +70,59 @@ def forward_reward(role: Role, batch: MicroBatch) -> Tensor:
 def score_rollout(
     roles: Roles, rollout: Rollout, batches: Sequence[MicroBatch], temperature: float, dtype: torch.dtype
 ) -> Trajectory:
-    """What the four models say of the rows in `batches`; 0 elsewhere."""
+    """What the models say of the rows in `batches`; 0 elsewhere."""
     found = Trajectory.zeros(rollout.mask.shape, rollout.tokens.device, dtype)
     for batch in batches:
         rows = batch.rows
         with roles.policy.active():
             found.logprobs[rows], _, hidden = forward_policy(roles.policy, rollout, batch, temperature, dtype)
-            if roles.value_reads_policy:
+            if roles.value and roles.value_reads_policy:
                 found.values[rows] = forward_value(roles.value, rollout, batch, hidden, dtype)
         with roles.reference.active():
             found.ref_logprobs[rows] = forward_policy(roles.reference, rollout, batch, temperature, dtype)[0]
-        if not roles.value_reads_policy:
+        if roles.value and not roles.value_reads_policy:
             with roles.value.active():
                 hidden = batch.hidden(roles.value)
                 found.values[rows] = forward_value(roles.value, rollout, batch, hidden, dtype)
-        found.scores[rows] = forward_reward(roles.reward, batch).to(dtype)
+        if roles.reward:
+            found.scores[rows] = forward_reward(roles.reward, batch).to(dtype)
     return found
+
+
+def group_advantages(args: PPOConfig, rewards: Tensor) -> Tensor:
+    """Of RLOO or GRPO, (b,), from the rewards of responses, (b,), those to a prompt side by side."""
+    if args.advantages == "rloo":
+        return objective.rloo_advantages(rewards, args.num_generations)
+    return objective.grpo_advantages(rewards, args.num_generations, scale=args.scale_rewards == "group")
+
+
+def policy_loss(
+    args: PPOConfig,
+    rollout: Rollout,
+    rows: Tensor,
+    trajectory: Trajectory,
+    logprobs: Tensor,
+    kl_coef: float,
+    whole: Whole,
+) -> tuple[Tensor, Tensor]:
+    """The share of m rows in the policy's loss of a mini-batch, and in the fraction that is clipped.
+
+    `logprobs` are (m, t), with gradients. PPO's loss is a mean over tokens, RLOO's over responses; GRPO's over
+    responses too, whose tokens weigh what `loss_type` says, and it has the KL in it.
+    """
+    mask, old, advantages = rollout.mask[rows], trajectory.logprobs[rows], trajectory.advantages[rows]
+    if args.advantages == "rloo":
+        losses, clipped = objective.sequence_losses(logprobs, old, advantages[:, 0], mask, args.cliprange)
+        return losses.sum() / whole.responses, clipped.sum() / whole.responses
+    if args.advantages == "gae":
+        losses, clipped = objective.policy_losses(logprobs, old, advantages, mask, args.cliprange)
+        return losses.sum() / whole.tokens, clipped.sum() / whole.tokens
+    ref = trajectory.ref_logprobs[rows]
+    losses, clipped = objective.grpo_losses(
+        logprobs, old, ref, advantages, mask, args.cliprange, kl_coef, args.kl_estimator
+    )
+    weights = objective.token_weights(rollout.mask, args.loss_type, args.response_length)[rows].to(losses.dtype)
+    return (weights * losses).sum() / whole.responses, clipped.sum() / whole.tokens
 
 
 def add_gradients(
@@ -87,24 +132,24 @@ def add_gradients(
     trajectory: Trajectory,
     args: PPOConfig,
     accelerator: Accelerator,
-    tokens: Tensor,
-    states: Tensor,
+    kl_coef: float,
+    whole: Whole,
 ) -> tuple[StepStats, Tensor]:
     """Add a micro-batch's gradients, policy first and then value: no two models' activations are held at once.
 
-    `tokens` and `states` count those of the whole mini-batch, by which the losses are divided. Returns the share in
-    its means, and how far the furthest log-probability is from the rollout's.
+    Losses are divided by what is in the `whole` mini-batch. Returns the share in its means, and how far the furthest
+    log-probability is from the rollout's.
     """
     rows, dtype = batch.rows, trajectory.logprobs.dtype
     mask, value_mask = rollout.mask[rows], rollout.value_mask[rows]
     old_logprobs, old_values = trajectory.logprobs[rows], trajectory.values[rows]
 
-    def value_loss(hidden: Tensor) -> tuple[Tensor, Tensor]:
-        values = forward_value(roles.value, rollout, batch, hidden, dtype)
+    def value_loss(value: Role, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        values = forward_value(value, rollout, batch, hidden, dtype)
         losses, clipped = objective.value_losses(
             values, old_values, trajectory.returns[rows], value_mask, args.cliprange_value
         )
-        return losses.sum() / states, clipped.sum() / states
+        return losses.sum() / whole.states, clipped.sum() / whole.states
 
     def backward(loss: Tensor) -> None:
         scaler = accelerator.scaler  # of fp16
@@ -113,29 +158,27 @@ def add_gradients(
     with roles.policy.active():
         with accelerator.autocast():
             logprobs, entropies, hidden = forward_policy(roles.policy, rollout, batch, args.temperature, dtype)
-            losses, clipped = objective.policy_losses(
-                logprobs, old_logprobs, trajectory.advantages[rows], mask, args.cliprange
-            )
-            loss = policy_loss = losses.sum() / tokens
-            if roles.value_reads_policy:
-                vf_loss, vf_clipped = value_loss(hidden)
-                loss = policy_loss + args.vf_coef * vf_loss
+            pg_loss, clipped = policy_loss(args, rollout, rows, trajectory, logprobs, kl_coef, whole)
+            loss, vf_loss, vf_clipped = pg_loss, torch.zeros_like(pg_loss), torch.zeros_like(pg_loss)
+            if roles.value and roles.value_reads_policy:
+                vf_loss, vf_clipped = value_loss(roles.value, hidden)
+                loss = pg_loss + args.vf_coef * vf_loss
         backward(loss)
-    if not roles.value_reads_policy:
+    if roles.value and not roles.value_reads_policy:
         with roles.value.active():
             with accelerator.autocast():
-                vf_loss, vf_clipped = value_loss(batch.hidden(roles.value))
+                vf_loss, vf_clipped = value_loss(roles.value, batch.hidden(roles.value))
             backward(args.vf_coef * vf_loss)
 
     moved = (logprobs - old_logprobs).detach()  # 0 under the mask
     stats = StepStats(
-        policy_loss.detach(),
+        pg_loss.detach(),
         vf_loss.detach(),
-        clipped.sum() / tokens,
+        clipped,
         vf_clipped,
-        approxkl=0.5 * moved.square().sum() / tokens,
-        entropy=entropies.sum() / tokens,
-        ratio=(moved.exp() * mask).sum() / tokens,
+        approxkl=0.5 * moved.square().sum() / whole.tokens,
+        entropy=entropies.sum() / whole.tokens,
+        ratio=(moved.exp() * mask).sum() / whole.tokens,
     )
     return stats, moved.abs().max()
 

@@ -13,11 +13,12 @@ from kochat_trl.files import set_aside
 from kochat_trl.models.loading import positions_of
 from kochat_trl.models.template import stop_ids
 from kochat_trl.ppo import checkpoint, guards, log, objective
+from kochat_trl.ppo.rewards import RewardFunctions
 from kochat_trl.ppo.roles import Roles, adapter_parameters, roles_of, switch_dropout_off
 from kochat_trl.ppo.rollout import MiniBatch, Rollout, Trajectory, draw_prompts, sample_responses, seed_of
-from kochat_trl.ppo.step import StepStats, add_gradients, forward_reward, score_rollout
+from kochat_trl.ppo.step import StepStats, Whole, add_gradients, forward_reward, group_advantages, score_rollout
 from kochat_trl.settings.checks import check_ppo
-from kochat_trl.settings.ppo import PPOConfig
+from kochat_trl.settings.ppo import PPOConfig, divide_batches
 
 import torch
 import torch.distributed
@@ -75,15 +76,20 @@ class PPOTrainer(Trainer):
         peft_config: PeftConfig | None = None,
     ):
         check_ppo(args)
+        self.a_pass = len(train_dataset) * args.num_generations  # responses
         divide_batches(args, len(train_dataset), PartialState().num_processes)
         if isinstance(model, Roles):
             roles, self.reference_is_start = model, True
         else:
             self.reference_is_start = ref_model is None and not isinstance(model, PeftModel)
             roles = roles_of(args, model, ref_model, reward_model, value_model, peft_config)
+        guards.check_value(roles, args)
         guards.check_prompts(positions_of(roles.config), args.response_length, train_dataset, eval_dataset)
         given = [] if args.stop_token_id is None else [args.stop_token_id]
         self.stop_ids = stop_ids(processing_class) if args.stop_token == "eos" else given
+        self.reward_functions = RewardFunctions(args) if args.reward_functions else None
+        if not roles.reward and not self.reward_functions:
+            raise UserError("there is nothing to learn from: give a reward_model, or reward_functions in the config")
         switch_dropout_off(roles)
         super().__init__(
             model=roles,
@@ -99,11 +105,13 @@ class PPOTrainer(Trainer):
             raise UserError("PPO runs on one GPU, or on several with a whole model on each; not with DeepSpeed or FSDP")
         self.roles = roles
         self.policy_model, self.ref_model, self.reward_model, self.value_model = roles.as_models()
-        trained: Any = nn.ModuleDict({"policy": self.policy_model, "value_model": self.value_model})  # TRL's names
+        trained: Any = nn.ModuleDict({"policy": self.policy_model})  # TRL's names
+        if self.value_model is not None:
+            trained["value_model"] = self.value_model
         trained.config, self.model, self.model_wrapped = roles.config, trained, trained
         self._collate = data_collator
         if args.gradient_checkpointing:
-            for backbone in {id(role.backbone): role.backbone for role in (roles.policy, roles.value)}.values():
+            for backbone in {id(role.backbone): role.backbone for role in (roles.policy, roles.value) if role}.values():
                 backbone.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs or {"use_reentrant": False})
                 backbone.enable_input_require_grads()
         self.trainable = [parameter for parameter in roles.parameters() if parameter.requires_grad]
@@ -151,7 +159,7 @@ class PPOTrainer(Trainer):
                 log.forget_samples_after(self.samples, state.global_step)
             else:
                 set_aside(self.samples)
-        state.max_steps, state.num_train_epochs = args.num_total_batches, args.total_episodes / len(self.train_dataset)
+        state.max_steps, state.num_train_epochs = args.num_total_batches, args.total_episodes / self.a_pass
         state.compute_steps(args, args.num_total_batches)
         self.roles.train()
         self._first_update, self._updates_without_end = state.global_step, 0
@@ -163,7 +171,7 @@ class PPOTrainer(Trainer):
                 metrics = self._update(update)
                 state.global_step += 1
                 state.episode += args.batch_size
-                state.epoch = state.episode / len(self.train_dataset)
+                state.epoch = state.episode / self.a_pass
                 metrics |= {"episode": state.episode, "lr": self.lr_scheduler.get_last_lr()[0]}
                 self.log(metrics | {"eps": args.batch_size / (time.perf_counter() - started)})
                 self.lr_scheduler.step()
@@ -190,7 +198,8 @@ class PPOTrainer(Trainer):
         args = self.args
 
         # 1. Prompts → responses.
-        rollout = self.sample(update, draw_prompts(len(self.train_dataset), args.batch_size, args.seed, update))
+        count = args.batch_size // args.num_generations
+        rollout = self.sample(update, draw_prompts(len(self.train_dataset), count, args.seed, update))
 
         # 2. → log-probabilities under policy and reference, values, and a score for each response.
         plan = rollout.plan(args.mini_batch_size, args.micro_batch_size, args.seed, update, epoch=0)
@@ -201,17 +210,21 @@ class PPOTrainer(Trainer):
             scores = self.score_moments.normalize(scores)
         scores = objective.final_scores(scores, rollout.ended, args.missing_eos_penalty, args.score_clip)
 
-        # 3. → a reward for each token.
+        # 3. → a reward for each token; GRPO has the KL in its loss instead.
         kl = objective.kl_estimate(trajectory.logprobs, trajectory.ref_logprobs, args.kl_estimator)
         self._guard_rollout(update, rollout, trajectory, kl)
         end = rollout.value_mask.sum(1) - 1  # the last token; with score_after_eos the slot after it
-        rewards = objective.token_rewards(scores, kl, rollout.mask, self.kl_coef, end)
+        cost = 0.0 if args.advantages == "grpo" else self.kl_coef
+        rewards = objective.token_rewards(scores, kl, rollout.mask, cost, end)
         if args.whiten_rewards:
             rewards = objective.whiten(rewards, rollout.value_mask, shift_mean=False)
 
-        # 4. → advantages and returns.
-        advantages, returns = objective.gae(rewards, trajectory.values, rollout.value_mask, args.gamma, args.lam)
-        trajectory.advantages, trajectory.returns = objective.whiten(advantages, rollout.mask), returns
+        # 4. → advantages and returns; without a value function one advantage for all tokens of a response.
+        if args.advantages == "gae":
+            advantages, returns = objective.gae(rewards, trajectory.values, rollout.value_mask, args.gamma, args.lam)
+            trajectory.advantages, trajectory.returns = objective.whiten(advantages, rollout.mask), returns
+        else:
+            trajectory.advantages = group_advantages(args, rewards.sum(1))[:, None].expand_as(rewards)
 
         # 5. → several epochs of steps on them.
         stats: list[StepStats] = []
@@ -222,7 +235,10 @@ class PPOTrainer(Trainer):
                 stats.append(self.step(update, rollout, mini_batch, trajectory, first=not stats))
 
         # 6. → metrics, and the KL coefficient of the next update.
-        metrics = log.update_metrics(rollout, trajectory, kl, scores, self.kl_coef, args.missing_eos_penalty, stats)
+        has_value = self.roles.value is not None
+        metrics = log.update_metrics(
+            rollout, trajectory, kl, scores, self.kl_coef, args.missing_eos_penalty, stats, has_value
+        )
         if self.is_world_process_zero():
             log.write_samples(self.samples, update, self.processing_class, rollout, trajectory, kl)
         if args.kl_target is not None:
@@ -245,13 +261,14 @@ class PPOTrainer(Trainer):
             guards.check_ends(update, self._updates_without_end, self.args)
 
     def sample(self, update: int, indices: list[int]) -> Rollout:
-        """Every process answers its share of the prompts, and gets the answers of all."""
-        prompts = self._prompt_ids([self.train_dataset[i] for i in indices])
-        mine = range(self.accelerator.process_index, len(indices), self.accelerator.num_processes)
-        seeds = [seed_of(self.args.seed, "sample", update, indices[row]) for row in mine]
+        """Every process answers its share of the prompts, num_generations times each, and gets the answers of all."""
+        size = self.args.num_generations
+        prompts = [ids for ids in self._prompt_ids([self.train_dataset[i] for i in indices]) for _ in range(size)]
+        mine = range(self.accelerator.process_index, len(prompts), self.accelerator.num_processes)
+        seeds = [seed_of(self.args.seed, "sample", update, indices[row // size]) + row % size for row in mine]
         responses = self._respond([prompts[row] for row in mine], seeds, self.args.temperature)
         everyone = dict(gather_object(list(zip(mine, responses, strict=True))))
-        return self._rollout(prompts, [everyone[row] for row in range(len(indices))], self.args.score_after_eos)
+        return self._rollout(prompts, [everyone[row] for row in range(len(prompts))], self.args.score_after_eos)
 
     def _respond(self, prompts: list[list[int]], seeds: list[int], temperature: float) -> list[list[int]]:
         args, rows = self.args, self.args.local_rollout_forward_batch_size
@@ -281,23 +298,30 @@ class PPOTrainer(Trainer):
         with self.accelerator.autocast():
             own = score_rollout(self.roles, rollout, batches, self.args.temperature, self.dtype)
         parts = (own.logprobs, own.ref_logprobs, own.values, own.scores)
-        return Trajectory(*(self.accelerator.reduce(part, "sum") for part in parts))
+        trajectory = Trajectory(*(self.accelerator.reduce(part, "sum") for part in parts))
+        if functions := self.reward_functions:
+            rows = [row for batch in batches for row in batch.rows.tolist()]
+            own_rewards = functions.of_rollout(rollout, rows, self.processing_class)
+            trajectory.rewards = {"reward_model": trajectory.scores} if self.roles.reward else {}
+            trajectory.rewards |= self.accelerator.reduce(own_rewards, "sum")
+            trajectory.scores = trajectory.scores + functions.total(trajectory.rewards)
+        return trajectory
 
     def step(
         self, update: int, rollout: Rollout, mini_batch: MiniBatch, trajectory: Trajectory, first: bool
     ) -> StepStats:
         """One optimizer step on a mini-batch; returns means over its tokens.
 
-        Each token weighs the same, whatever micro-batch or process it is in: losses are divided by the tokens of the
-        whole mini-batch, and gradients are summed. `first` is for the first step on a rollout.
+        A token weighs the same whatever micro-batch or process it is in: losses are divided by what is in the whole
+        mini-batch, and gradients are summed. `first` is for the first step on a rollout.
         """
         args, accelerator = self.args, self.accelerator
         rows = torch.tensor([row for part in mini_batch for row in part], device=rollout.tokens.device)
-        tokens, states = rollout.mask[rows].sum(), rollout.value_mask[rows].sum()
+        whole = Whole(len(rows), rollout.mask[rows].sum(), rollout.value_mask[rows].sum())
         parts, furthest = [], []
         for micro_batch in self._mine(mini_batch):
             batch = rollout.micro_batch(micro_batch)
-            part, moved = add_gradients(self.roles, rollout, batch, trajectory, args, accelerator, tokens, states)
+            part, moved = add_gradients(self.roles, rollout, batch, trajectory, args, accelerator, self.kl_coef, whole)
             parts.append(torch.stack([value.to(self.dtype) for value in part]))
             furthest.append(moved)
         stats = StepStats(*accelerator.reduce(torch.stack(parts).sum(0), "sum").tolist())
@@ -352,30 +376,13 @@ class PPOTrainer(Trainer):
         prompts = self._prompt_ids([self.eval_dataset[i] for i in range(count)])
         seeds = [seed_of(self.args.seed, "completions", i) for i in range(count)]
         rollout = self._rollout(prompts, self._respond(prompts, seeds, temperature=0.01), score_after_eos=False)
-        scores: list[float] = []
+        scores = torch.zeros(count, dtype=self.dtype, device=rollout.tokens.device)
         with self.accelerator.autocast():
             for start in range(0, count, size):
-                batch = rollout.micro_batch(range(start, min(count, start + size)))
-                scores += forward_reward(self.roles.reward, batch).tolist()
+                if self.roles.reward:
+                    batch = rollout.micro_batch(range(start, min(count, start + size)))
+                    scores[batch.rows] = forward_reward(self.roles.reward, batch).to(self.dtype)
+        if functions := self.reward_functions:
+            scores += functions.total(functions.of_rollout(rollout, range(count), self.processing_class))
         if self.is_world_process_zero():
-            log.print_answers(self.processing_class, rollout, scores)
-
-
-def divide_batches(args: PPOConfig, prompts: int, processes: int) -> None:
-    """Work out TRL's batch sizes: rollout, mini-batch, micro-batch; of a process (`local_`) and of all.
-
-    Raises `UserError` if there are fewer prompts than a rollout takes.
-    """
-    args.local_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    args.batch_size = args.local_batch_size * processes
-    args.mini_batch_size = args.batch_size // args.num_mini_batches
-    args.local_mini_batch_size = args.local_batch_size // args.num_mini_batches
-    args.micro_batch_size = min(args.per_device_train_batch_size, args.local_mini_batch_size)
-    if prompts < args.batch_size:
-        raise UserError(
-            f"{prompts} prompts are fewer than one rollout of {args.batch_size} (per_device_train_batch_size · "
-            "gradient_accumulation_steps · processes)"
-        )
-    if args.total_episodes is None:
-        args.total_episodes = int(args.num_train_epochs * prompts)
-    args.num_total_batches = math.ceil(args.total_episodes / args.batch_size)
+            log.print_answers(self.processing_class, rollout, scores.tolist())

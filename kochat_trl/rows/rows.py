@@ -1,6 +1,6 @@
 """Records → the tokenized rows that TRL's trainers take.
 
-Every row goes through the tokenizer's chat template, in all three stages. The template's text is not tokenized
+Every row goes through the tokenizer's chat template, in all stages. The template's text is not tokenized
 as a whole: a token could then fuse the end of the prompt with the start of the completion (kogpt2 has a token
 for `:(`, so `응답):` + `(` does). `encode_after` joins token ids instead, so that the ids of a prompt are
 always a prefix of the ids of prompt + completion, at training time as at inference.
@@ -11,14 +11,18 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from kochat_trl.data.rankings import Pairs, tier_pairs
 from kochat_trl.data.reading import read_as
 from kochat_trl.data.records import (
     BrokenRecordsError,
     Described,
     Dialogue,
+    Labelled,
     Prompt,
     Ranking,
     Record,
@@ -30,7 +34,7 @@ from kochat_trl.data.shapes import Kind
 from kochat_trl.errors import UserError
 from kochat_trl.files import full_disk_told
 from kochat_trl.models import template
-from kochat_trl.rows.encode import IGNORED, encode_dialogues, encode_prompts, shorten_prompt
+from kochat_trl.rows.encode import IGNORED, encode_dialogues, encode_prompts, encode_turns, shorten_prompt
 from kochat_trl.settings.keys import DataArguments, Stage
 from kochat_trl.settings.parse import Arguments
 
@@ -41,7 +45,7 @@ from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-KINDS: dict[Stage, Kind] = {"sft": "sft", "reward": "preference", "ppo": "prompt"}
+KINDS: dict[Stage, Kind] = {"sft": "sft", "reward": "preference", "ppo": "prompt", "dpo": "preference", "kto": "kto"}
 BATCH = 500  # records that are tokenized together
 
 
@@ -80,8 +84,10 @@ def build_dataset(
     """Read `files` into the tokenized dataset of a stage, and what became of the records that don't fit.
 
     A record is one row, and one for each of its examples. Columns: `input_ids`, `labels` (SFT); `completion_ids`, the
-    ids of prompt + completion for each ranked completion, `ranks`, 0 for the best and equal for a tie, and `length`,
-    the longest of them (reward); `input_ids` (PPO). `max_length` counts the tokens of a sequence.
+    ids of prompt + completion for each ranked completion, `prompt_tokens`, how many of those are the prompt's, `ranks`,
+    0 for the best and equal for a tie, and `length`, the longest of them (reward); `input_ids` (PPO); for each of the
+    `pairs` of a ranking `prompt_ids`, `chosen_ids`, `rejected_ids` and `length` (DPO); `prompt_ids`, `completion_ids`,
+    `label` and `length` (KTO). `max_length` counts the tokens of a sequence.
 
     Tokenized rows are cached on disk by `datasets`, under a hash of the records, the tokenizer and this module.
 
@@ -115,8 +121,13 @@ def build_dataset(
         raise UserError(f"no {kind} record of {', '.join(files)} fits max_length")
     if not all(usable):
         dataset = dataset.select([i for i, use in enumerate(usable) if use])
+    dataset = dataset.remove_columns(["tokens", "usable"])
+    if stage == "dpo":
+        with full_disk_told(HF_DATASETS_CACHE):
+            make = partial(_pair_rows, pairs=options.pairs)
+            dataset = dataset.map(make, batched=True, remove_columns=dataset.column_names, desc="Pairing")
     logger.info("%s: %d rows from %s", stage, len(dataset), ", ".join(files))
-    return dataset.remove_columns(["tokens", "usable"]), report
+    return dataset, report
 
 
 def _tokenize(
@@ -163,18 +174,46 @@ def _ranking_rows(
 ) -> Iterator[dict[str, Any]]:
     ranked = [[(rank, i) for rank, tier in enumerate(r.tiers) for i in tier] for r in batch]
     dialogues = [r.messages(place) for r, answers in zip(batch, ranked, strict=True) for _, place in answers]
-    encoded = iter(encode_dialogues(tokenizer, dialogues))
+    encoded = iter(encode_turns(tokenizer, dialogues))
     for answers in ranked:
-        completions = [next(encoded)[0] for _ in answers]
+        turns = [next(encoded) for _ in answers]
+        completions = [list(chain(*parts)) for parts in turns]
         kept = fitting(completions, limit, cut)
         ranks = sorted({answers[place][0] for place in kept})
         yield {
             "completion_ids": [*kept.values()],
+            "prompt_tokens": len(completions[0]) - len(turns[0][-1]),
             "ranks": [ranks.index(answers[place][0]) for place in kept],
             "length": max(map(len, kept.values()), default=0),
             "tokens": max(map(len, completions)),
             "usable": len(ranks) > 1,
         }
+
+
+def _pair_rows(rows: dict[str, list[Any]], pairs: Pairs) -> dict[str, list[Any]]:
+    """Columns of `_ranking_rows` → those of a row for each pair."""
+    found: dict[str, list[Any]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": [], "length": []}
+    for completions, ranks, start in zip(rows["completion_ids"], rows["ranks"], rows["prompt_tokens"], strict=True):
+        tiers = tuple(tuple(i for i, its in enumerate(ranks) if its == rank) for rank in sorted(set(ranks)))
+        for better, worse, _ in tier_pairs(tiers, pairs):
+            chosen, rejected = completions[better], completions[worse]
+            row = (chosen[:start], chosen[start:], rejected[start:], max(len(chosen), len(rejected)))
+            for column, value in zip(found.values(), row, strict=True):
+                column.append(value)
+    return found
+
+
+def _labelled_rows(
+    tokenizer: PreTrainedTokenizerBase, batch: Sequence[Labelled], limit: int, cut: bool
+) -> Iterator[dict[str, Any]]:
+    for record, (*parts, answer) in zip(batch, encode_turns(tokenizer, [r.messages for r in batch]), strict=True):
+        prompt = list(chain(*parts))
+        tokens = len(prompt) + len(answer)
+        if cut:
+            answer = answer[: max(0, limit - len(prompt))]
+        length = len(prompt) + len(answer)
+        row = {"prompt_ids": prompt, "completion_ids": answer, "label": record.label, "length": length}
+        yield row | {"tokens": tokens, "usable": length <= limit and bool(answer)}
 
 
 def fitting(completions: Sequence[list[int]], limit: int, cut: bool) -> dict[int, list[int]]:
@@ -204,3 +243,4 @@ def _prompt_rows(
 
 
 _ROWS: dict[Stage, Any] = {"sft": _sft_rows, "reward": _ranking_rows, "ppo": _prompt_rows}
+_ROWS |= {"dpo": _ranking_rows, "kto": _labelled_rows}

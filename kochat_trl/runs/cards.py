@@ -21,13 +21,14 @@ def model_card(output_dir: Path, args: Arguments, metrics: dict[str, Any], hashe
     """A model card: base and its licence, data with hashes (SHA-256), settings, results, and how to load it."""
     stage = type(args.training).__name__.removesuffix("Config")
     adapter = is_adapter(str(output_dir))
-    before = args.training.sft_model_path if stage == "PPO" else str(args.model.model_name_or_path)
+    before = getattr(args.training, "sft_model_path", None) or str(args.model.model_name_or_path)
     base = base_of_adapter(str(output_dir))[0] if adapter else before
     load = f"python scripts/merge_lora.py --adapter {output_dir} --output FOLDER"
     if not adapter:
         auto_class = "AutoModelForSequenceClassification" if stage == "Reward" else "AutoModelForCausalLM"
         load = f'{auto_class}.from_pretrained("{output_dir}")'
-    data = [f"- reward model `{args.training.reward_model_path}`"] if stage == "PPO" else []
+    reward_path = args.training.reward_model_path if stage == "PPO" else None
+    data = [f"- reward model `{reward_path}`"] if reward_path else []
     if args.training.trust_remote_code:
         data.append(f"- code that comes with `{base}`, which was trusted (`trust_remote_code: true`)")
     for file in args.recipe.train_files:

@@ -8,7 +8,8 @@ from kochat_trl.data.rankings import Pairs
 
 from trl import ModelConfig
 
-Stage = Literal["sft", "reward", "ppo"]
+Stage = Literal["sft", "reward", "ppo", "dpo", "kto"]
+ON_SFT: tuple[Stage, ...] = ("ppo", "dpo", "kto")  # stages that go on with what SFT wrote, `sft_model_path`
 
 # Keys of TRL's classes that have no effect in these recipes. Setting one is an error rather than a silence.
 UNUSED_KEYS = {"bnb_4bit_quant_storage", "chat_template_path", "dataset_kwargs", "eos_token", "hub_model_id"}
@@ -16,6 +17,9 @@ UNUSED_KEYS |= {"hub_token", "lora_modules_to_save", "lora_target_parameters", "
 UNUSED_KEYS |= {"model_init_kwargs", "pad_token", "push_to_hub"}
 UNUSED_BY_PPO = {"dataset_num_proc", "ds3_gather_for_generation", "max_steps", "model_adapter_name"}
 UNUSED_BY_PPO |= {"model_name_or_path", "ref_adapter_name"}
+# Rows come tokenized, none too long; the reference stays what SFT wrote; and TRL has switched padding_free off.
+UNUSED_BY_PREFERENCE = {"dataset_num_proc", "max_prompt_length", "model_name_or_path", "padding_free"}
+UNUSED_BY_PREFERENCE |= {"ref_model_mixup_alpha", "ref_model_sync_steps", "sync_ref_model", "truncation_mode"}
 REWARD_ONLY = {"loss", "pairs", "rank_margins", "ranking_order"}
 # What an adapter has settled for a run that goes on with it, as PPO does with SFT's, and its name in PEFT's config.
 LORA_FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_target_modules": "target_modules"}
@@ -24,6 +28,8 @@ UNUSED: dict[Stage, set[str]] = {
     "sft": UNUSED_KEYS | REWARD_ONLY | {"max_prompt_length"},
     "reward": UNUSED_KEYS | {"max_prompt_length"},
     "ppo": UNUSED_KEYS | REWARD_ONLY | UNUSED_BY_PPO,
+    "dpo": UNUSED_KEYS | UNUSED_BY_PREFERENCE | (REWARD_ONLY - {"pairs", "ranking_order"}),
+    "kto": UNUSED_KEYS | UNUSED_BY_PREFERENCE | (REWARD_ONLY - {"ranking_order"}),
 }
 
 

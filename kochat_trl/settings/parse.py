@@ -1,6 +1,6 @@
 """A YAML file and a command line → typed arguments.
 
-The keys are the fields of TRL's own config for the stage (`SFTConfig`, `RewardConfig`, `PPOConfig`), of TRL's
+The keys are the fields of TRL's own config for the stage (`SFTConfig`, `RewardConfig`, `PPOConfig`, …), of TRL's
 `ModelConfig`, and of the two small classes in `keys.py`. Precedence: class default < `extends:` parent < file < command
 line. An unknown key and a value of the wrong type are errors that name the file and the line.
 
@@ -19,8 +19,9 @@ from typing import Any, Literal, NoReturn
 
 from kochat_trl.errors import UserError, nearest
 from kochat_trl.settings.checks import check_values
-from kochat_trl.settings.keys import LORA_FIELDS, UNUSED, UNUSED_KEYS, ModelArguments, RecipeArguments, Stage
+from kochat_trl.settings.keys import LORA_FIELDS, ON_SFT, UNUSED, UNUSED_KEYS, ModelArguments, RecipeArguments, Stage
 from kochat_trl.settings.ppo import PPOConfig
+from kochat_trl.settings.preference import DPOConfig, KTOConfig
 
 import torch
 import yaml
@@ -37,7 +38,7 @@ NO_MATTER |= {"resume_from_checkpoint", "run_name", "save_steps", "save_strategy
 class Arguments:
     """Everything that a recipe runs with. `resolved` has every key in force, ready to be a `--config` again."""
 
-    training: Any  # SFTConfig, RewardConfig or PPOConfig
+    training: Any  # what `training_config` says
     model: ModelArguments
     recipe: RecipeArguments
     resolved: dict[str, Any]
@@ -58,7 +59,7 @@ class _Parser(TrlParser):
 
 def training_config(stage: Stage) -> type[TrainingArguments]:
     """The config class of a stage: TRL's own, and TRL 1.12's PPOConfig with our keys."""
-    return {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}[stage]
+    return {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig, "dpo": DPOConfig, "kto": KTOConfig}[stage]
 
 
 def parse_arguments(stage: Stage, default_config: str, argv: list[str]) -> Arguments:
@@ -122,8 +123,9 @@ def _resolve(stage: Stage, default_config: str, argv: list[str]) -> tuple[_Parse
         if resolved[key] != parser.get_default(key) or key in values:
             where = "these recipes" if key in UNUSED_KEYS else f"recipes/{stage}.py"
             raise UserError(f"{path}: '{key}' has no effect in {where}; remove it")
-    for key in ("sft_model_path", "reward_model_path") if stage == "ppo" else ("model_name_or_path",):
-        if resolved[key] is None:
+    needed = ["sft_model_path" if stage in ON_SFT else "model_name_or_path"]
+    for key in needed + ["reward_model_path"] * (stage == "ppo"):
+        if resolved[key] is None and not (key == "reward_model_path" and resolved["reward_functions"]):
             raise UserError(f"{path}: '{key}' is not set")
     try:
         check_values(stage, SimpleNamespace(**resolved))
@@ -217,7 +219,7 @@ def _read_config(path: Path, stage: Stage, children: list[Path]) -> tuple[dict[s
 def _keys(stage: Stage) -> set[str]:
     """The keys that a file for all stages may set for `stage`."""
     classes = (training_config(stage), ModelArguments, RecipeArguments)
-    settled = LORA_FIELDS.keys() if stage == "ppo" else set()
+    settled = LORA_FIELDS.keys() if stage in ON_SFT else set()
     return {f.name for c in classes for f in fields(c)} - UNUSED[stage] - settled
 
 

@@ -1,7 +1,10 @@
 """PPOConfig: the fields and defaults of TRL 1.12's, and the few keys that are this project's."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
+
+from kochat_trl.errors import UserError
 
 from transformers import TrainingArguments
 
@@ -40,7 +43,9 @@ class PPOConfig(TrainingArguments):
     temperature: float = field(default=0.7, metadata={"help": "Of sampling, and of every log-probability."})
     missing_eos_penalty: float | None = field(default=None, metadata={"help": "Cost of not ending a response."})
     sft_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "The policy to start from."})
-    reward_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "The reward model."})
+    reward_model_path: str | None = field(
+        default="EleutherAI/pythia-160m", metadata={"help": "The reward model; null where reward_functions suffice."}
+    )
     model_adapter_name: str | None = field(default=None, metadata={"help": "The adapter of `model` to train."})
     ref_adapter_name: str | None = field(default=None, metadata={"help": "The adapter of `model` to keep close to."})
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
@@ -54,7 +59,20 @@ class PPOConfig(TrainingArguments):
     lam: float = field(default=0.95, metadata={"help": "λ of GAE."})
     ds3_gather_for_generation: bool = field(default=True, metadata={"help": "Has no effect: DeepSpeed is refused."})
 
+    # TRL's, of its RLOOConfig and GRPOConfig
+    num_generations: int = field(default=1, metadata={"help": "Responses to each prompt of a rollout."})
+    scale_rewards: Literal["group", "none"] = field(
+        default="group", metadata={"help": "GRPO: advantages over the deviation of their group, or as they are."}
+    )
+    loss_type: Literal["grpo", "dapo", "dr_grpo"] = field(
+        default="dapo", metadata={"help": "GRPO: what a token weighs, objective.token_weights."}
+    )
+
     # This project's
+    advantages: Literal["gae", "rloo", "grpo"] = field(
+        default="gae",
+        metadata={"help": "gae: of a value model; rloo, grpo: over the other responses to a prompt, without one."},
+    )
     engine: Literal["kochat", "trl"] = field(default="kochat", metadata={"help": "Our trainer, or TRL 1.12's own."})
     value_model: Literal["adapter", "shared"] = field(
         default="adapter",
@@ -63,6 +81,12 @@ class PPOConfig(TrainingArguments):
             "hidden states, one forward pass fewer."
         },
     )
+    reward_functions: list[str] | None = field(
+        default=None,
+        metadata={"help": "Beside the reward model: hangul, polite, ended, repetition, length, overlong, module:name."},
+    )
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "Of reward_functions; 1 unless given."})
+    target_length: int | None = field(default=None, metadata={"help": "Tokens that the reward `length` asks for."})
     kl_target: float | None = field(default=None, metadata={"help": "Nats a response: kl_coef keeps the KL there."})
     kl_horizon: int = field(default=10_000, metadata={"help": "Responses over which kl_coef adapts."})
     normalize_scores: bool = field(default=False, metadata={"help": "Scale scores by their running mean and spread."})
@@ -81,6 +105,31 @@ class PPOConfig(TrainingArguments):
     mini_batch_size: int | None = _derived()
     micro_batch_size: int | None = _derived()
 
+    @property
+    def value_function(self) -> Literal["adapter", "shared"] | None:
+        """`value_model`, or None where advantages need none."""
+        return self.value_model if self.advantages == "gae" else None
+
     def __post_init__(self) -> None:
         self.bf16 = not self.fp16 if self.bf16 is None else self.bf16
         super().__post_init__()
+
+
+def divide_batches(args: PPOConfig, prompts: int, processes: int) -> None:
+    """Work out TRL's batch sizes: rollout, mini-batch, micro-batch; of a process (`local_`) and of all.
+
+    Raises `UserError` if there are fewer prompts than a rollout takes.
+    """
+    args.local_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    args.batch_size = args.local_batch_size * processes
+    args.mini_batch_size = args.batch_size // args.num_mini_batches
+    args.local_mini_batch_size = args.local_batch_size // args.num_mini_batches
+    args.micro_batch_size = min(args.per_device_train_batch_size, args.local_mini_batch_size)
+    if prompts < args.batch_size // args.num_generations:
+        raise UserError(
+            f"{prompts} prompts are fewer than one rollout of {args.batch_size // args.num_generations} "
+            "(per_device_train_batch_size · gradient_accumulation_steps · processes / num_generations)"
+        )
+    if args.total_episodes is None:
+        args.total_episodes = int(args.num_train_epochs * prompts * args.num_generations)
+    args.num_total_batches = math.ceil(args.total_episodes / args.batch_size)

@@ -21,7 +21,7 @@ from kochat_trl.ppo.rollout import Rollout
 from kochat_trl.reward.trainer import RankingTrainer
 from kochat_trl.rows.encode import encode_dialogue
 from kochat_trl.rows.rows import build_dataset
-from kochat_trl.settings.keys import ModelArguments, RecipeArguments
+from kochat_trl.settings.keys import ON_SFT, ModelArguments, RecipeArguments
 from tests.tiny import ROOT, run_script
 
 import pytest
@@ -99,7 +99,7 @@ def test_the_example_of_each_help_runs(name, kochat, project):
         assert "exists already" in printed
 
 
-LOADS_MODELS = {"check", "show", "convert", "clean", "rank", "eval", "score", "generate", "chat", "report"}
+LOADS_MODELS = {"check", "show", "convert", "clean", "rank", "sample", "eval", "score", "generate", "chat", "report"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -206,16 +206,18 @@ def test_show_marks_the_pairs_that_the_other_reading_inverts(kochat, write):
     assert "upside down: 1 > 0, 1 > 2" in " ".join(printed.split())
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "dpo", "kto"])
 def test_show_prints_the_batch_of_a_config(stage, kochat, write, kochatgpt_files, tiny_tokenizer):
-    model = "sft_model_path" if stage == "ppo" else "model_name_or_path"
-    lines = [f"{model}: skt/kogpt2-base-v2", f"train_files: [{kochatgpt_files[stage]}]", "output_dir: outputs/x"]
+    model = "sft_model_path" if stage in ON_SFT else "model_name_or_path"
+    file = kochatgpt_files.get(stage, kochatgpt_files["reward"])
+    lines = [f"{model}: skt/kogpt2-base-v2", f"train_files: [{file}]", "output_dir: outputs/x"]
     lines += ["reward_model_path: outputs/kogpt2/sft"] if stage == "ppo" else []
     config = write("config.yaml", "\n".join([*lines, "per_device_train_batch_size: 3", "use_cpu: true"]))
     code, printed = kochat("data", "show", "--config", config, "--stage", stage, "--index", "1")
     assert code == 0, printed
-    assert "rows 1 to 3 of 6" in printed
-    dataset, _ = build_dataset([kochatgpt_files[stage]], stage, tiny_tokenizer)
+    dataset, _ = build_dataset([file], stage, tiny_tokenizer)
+    assert len(dataset) == (18 if stage in ("dpo", "kto") else 6)
+    assert f"rows 1 to 3 of {len(dataset)}" in printed
 
     class Training:
         pad_to_multiple_of, engine = None, "kochat"
@@ -225,6 +227,11 @@ def test_show_prints_the_batch_of_a_config(stage, kochat, write, kochatgpt_files
     padding = [int((mask == 0).sum()) for mask in batch["attention_mask"]]
     assert max(padding) > 0
     assert all(f" {count} right " in printed for count in padding if count)
+    if stage == "dpo":
+        assert "1, chosen" in printed
+        assert "3, rejected" in printed
+    if stage in ("dpo", "kto"):
+        assert f"trained on, label = id: {batch['completion_mask'][0].sum()}" in printed
 
 
 def test_the_collator_shown_is_the_trainers_own(kochatgpt_files, tiny_base, tiny_tokenizer, tmp_path):

@@ -65,7 +65,7 @@ def build(folders: SimpleNamespace, tmp_path: Path) -> Callable[..., PPOTrainer]
         extra = {name: settings.pop(name) for name in [*settings] if name in TRAINER_ARGUMENTS}
         values |= settings
         if callable(models):
-            models = models(folders, values.get("value_model", "adapter"))
+            models = models(folders, values.get("value_model", "adapter" if "advantages" not in values else None))
         arguments = {"processing_class": tokenizer(), "train_dataset": prompts()} | models | extra
         return PPOTrainer(args=PPOConfig(output_dir=str(tmp_path / output), **values), **arguments)
 

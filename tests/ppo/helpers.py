@@ -50,7 +50,7 @@ def classifier(folders: SimpleNamespace) -> GPT2ForSequenceClassification:
     return model
 
 
-def adapters_apart(folders: SimpleNamespace, value_model: str = "adapter") -> dict[str, Any]:
+def adapters_apart(folders: SimpleNamespace, value_model: str | None = "adapter") -> dict[str, Any]:
     """Four PEFT models, each loaded alone, as arguments of the trainer."""
 
     def load(model: Any, adapter: Path, trained: bool = False) -> PeftModel:
@@ -64,13 +64,13 @@ def adapters_apart(folders: SimpleNamespace, value_model: str = "adapter") -> di
     }
 
 
-def on_one_backbone(folders: SimpleNamespace, value_model: str = "adapter") -> dict[str, Any]:
+def on_one_backbone(folders: SimpleNamespace, value_model: str | None = "adapter") -> dict[str, Any]:
     backbone = GPT2LMHeadModel.from_pretrained(folders.base)
     roles = one_backbone(backbone, str(folders.sft), str(folders.reward), value_model)
     return {"model": roles, "ref_model": None, "reward_model": None}
 
 
-def whole_models(folders: SimpleNamespace, value_model: str = "adapter") -> dict[str, Any]:
+def whole_models(folders: SimpleNamespace, value_model: str | None = "adapter") -> dict[str, Any]:
     """Models without adapters, in float64, and a reference that the policy is apart from."""
     made: dict[str, Any] = {"model": GPT2LMHeadModel.from_pretrained(folders.base)}
     made["ref_model"] = GPT2LMHeadModel.from_pretrained(folders.base)
@@ -78,7 +78,7 @@ def whole_models(folders: SimpleNamespace, value_model: str = "adapter") -> dict
     for seed, model in enumerate(made.values()):
         nudge(model, seed + 3, 0.05)
         model.double()
-    if value_model == "shared":
+    if value_model != "adapter":
         made["value_model"] = None
     return made
 
@@ -112,6 +112,8 @@ def saved_change(trainer: PPOTrainer, folders: SimpleNamespace) -> dict[str, tor
     trainer.save_model()
     moved = {}
     for file, start in {ADAPTER: folders.sft, VALUE: folders.reward}.items():
+        if file == VALUE and trainer.roles.value is None:
+            continue
         before, after = load_file(start / ADAPTER), load_file(output_of(trainer) / file)
         assert before.keys() == after.keys()
         moved |= {f"{file}/{name}": after[name] - before[name] for name in before}

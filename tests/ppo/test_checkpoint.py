@@ -72,27 +72,34 @@ def interrupted(build: Callable[..., PPOTrainer], models: Any = on_one_backbone,
 
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize(
-    ("models", "value_model"),
-    [(on_one_backbone, "adapter"), (on_one_backbone, "shared"), (adapters_apart, "adapter"), (whole_models, "shared")],
+    ("models", "settings"),
+    [
+        (on_one_backbone, {"value_model": "adapter"}),
+        (on_one_backbone, {"value_model": "shared"}),
+        (adapters_apart, {"value_model": "adapter"}),
+        (whole_models, {"value_model": "shared"}),
+        (on_one_backbone, {"advantages": "rloo", "num_generations": 4}),
+        (adapters_apart, {"advantages": "grpo", "num_generations": 2, "kl_estimator": "k3"}),
+    ],
 )
-def test_resume_is_the_unbroken_run_bit_for_bit(build, models, value_model, named):
+def test_resume_is_the_unbroken_run_bit_for_bit(build, models, settings, named):
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
     draws, later = Draws(), Draws()
-    unbroken = build(models, output="unbroken", value_model=value_model, **ADAPTIVE, callbacks=[draws])
+    unbroken = build(models, output="unbroken", **settings, **ADAPTIVE, callbacks=[draws])
     state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     unbroken.train()
     torch.set_rng_state(state[0])
     np.random.set_state(state[1])
     random.setstate(state[2])
-    broken = build(models, value_model=value_model, **ADAPTIVE, callbacks=[Draws(), StopAfter(3)])
+    broken = build(models, **settings, **ADAPTIVE, callbacks=[Draws(), StopAfter(3)])
     torch.set_rng_state(state[0])
     np.random.set_state(state[1])
     random.setstate(state[2])
     with pytest.raises(Stopped):
         broken.train()
-    resumed = build(models, value_model=value_model, **ADAPTIVE, callbacks=[later])
+    resumed = build(models, **settings, **ADAPTIVE, callbacks=[later])
     checkpoint = output_of(resumed) / "checkpoint-2"
     resumed.train(resume_from_checkpoint=str(checkpoint) if named else True)
 
@@ -165,6 +172,8 @@ def test_the_guard_of_a_still_policy_counts_from_the_checkpoint(build):
         ({"per_device_train_batch_size": 4}, "batch_size: 8 then, 4 now"),
         ({"response_length": 5}, "response_length: 6 then, 5 now"),
         ({"train_dataset": prompts(ROWS)}, "prompts: 16 then, 8 now"),
+        ({"num_generations": 2}, "num_generations: 1 then, 2 now"),
+        ({"advantages": "rloo", "num_generations": 2}, "advantages: gae then, rloo now"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -154,17 +154,21 @@ def test_killed_at_any_moment(arguments, unbroken, tmp_path):
     assert not list(output.glob("*.unfinished"))
 
 
-def test_two_processes_learn_what_one_does(launch, arguments, sft, tiny_reward, tmp_path):
+@pytest.mark.parametrize("method", ["gae", pytest.param("grpo", marks=pytest.mark.slow)])
+def test_two_processes_learn_what_one_does(launch, arguments, sft, tiny_reward, tmp_path, method):
     # Three small updates of SGD: Adam, or a step that clips many ratios, blows a rounding of the sums up, and a later
     # update may then sample another token.
     arguments = [*arguments, "--optim", "sgd", "--learning_rate", "0.005", "--max_grad_norm", "0"]
     arguments += ["--total_episodes", "12", "--save_strategy", "no"]
+    if method != "gae":  # each process has one answer to each of the two prompts
+        arguments += ["--advantages", method, "--num_generations", "2", "--kl_estimator", "k3"]
     finish(start(arguments, tmp_path / "one"), tmp_path / "one")
     more = ["--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "two"), "--use_cpu", "true"]
     done = launch("ppo", *arguments, *more, processes=2)
     assert done.code == 0, done.text
     assert json.loads((tmp_path / "two/environment.json").read_text(encoding="utf-8"))["world_size"] == 2
-    for name, origin in {WRITTEN[0]: sft, WRITTEN[1]: tiny_reward}.items():
+    origins = {WRITTEN[0]: sft} | ({WRITTEN[1]: tiny_reward} if method == "gae" else {})
+    for name, origin in origins.items():
         paths = Path(origin) / WRITTEN[0], tmp_path / "one" / name, tmp_path / "two" / name
         begun, one, two = map(load_file, paths)
         largest = max(float((one[key] - begun[key]).abs().max()) for key in begun)

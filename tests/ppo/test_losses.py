@@ -2,7 +2,15 @@
 
 from math import exp, log
 
-from kochat_trl.ppo.objective import masked_mean, policy_losses, value_losses
+from kochat_trl.ppo.objective import (
+    grpo_losses,
+    kl_estimate,
+    masked_mean,
+    policy_losses,
+    sequence_losses,
+    token_weights,
+    value_losses,
+)
 from tests.ppo.numbers import LENGTHS, LN2, MASK, mask_of, random, same, table
 
 import pytest
@@ -53,6 +61,76 @@ def test_policy_losses_equal_the_loop(cliprange):
             assert clipped[row, t].item() is (bounded * a < ratio * a)
             seen.add((a > 0, clipped[row, t].item()))
     assert len(seen) == 4
+
+
+# Group methods.
+
+
+def test_sequence_losses_by_hand():
+    """Ratios 1.1 · 1.2 = 1.32, above the clip at 1.2 with advantages of both signs, and 0.9."""
+    log_ratio = table([log(1.1), log(1.2), 9], [log(1.1), log(1.2), 9], [log(0.9), 9, 9])
+    old, advantages = random(3, 3), table([2, -2, 3])[0]
+    logprobs = (old + log_ratio).requires_grad_()
+    losses, clipped = sequence_losses(logprobs, old, advantages, mask_of((2, 2, 1), 3))
+    same(losses, [-2.4, 2.64, -2.7])
+    assert clipped.tolist() == [True, False, False]
+    (gradient,) = torch.autograd.grad(losses.sum(), logprobs)
+    same(gradient, table([0, 0, 0], [2.64, 2.64, 0], [-2.7, 0, 0]))
+
+
+def test_a_response_of_one_token_is_that_token():
+    logprobs, old, advantages = (random(20, 1, seed=seed) for seed in range(3))
+    mask = mask_of([1] * 20, 1)
+    of_tokens, of_responses = (
+        policy_losses(logprobs, old, advantages, mask),
+        sequence_losses(logprobs, old, advantages[:, 0], mask),
+    )
+    same(of_responses[0][:, None], of_tokens[0])
+    assert torch.equal(of_responses[1][:, None], of_tokens[1])
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+@pytest.mark.parametrize("apart", [0.0, 0.5])
+def test_the_kl_in_the_loss_has_the_gradient_of_the_kl(estimator, apart):
+    """Over all tokens, each as often as π_old draws it, with π at π_old and away from it."""
+    logits, ref = random(1, 9).requires_grad_(), random(1, 9, seed=1).log_softmax(-1)
+    logprobs = logits.log_softmax(-1)
+    old = (logits.detach() + apart * random(1, 9, seed=2)).log_softmax(-1)
+    everywhere = torch.ones(1, 9, dtype=torch.bool)
+    losses, _ = grpo_losses(logprobs, old, ref, torch.zeros(1, 9), everywhere, 0.2, 0.3, estimator)
+    expected = 0.3 * (logprobs.exp() * (logprobs - ref)).sum()
+    same((old.exp() * losses).sum().detach(), expected.item())
+    found = torch.autograd.grad((old.exp() * losses).sum(), logits, retain_graph=True)
+    same(found, torch.autograd.grad(expected, logits))
+
+
+def test_grpo_losses_without_kl_are_the_clipped_ones():
+    logprobs, old, ref, advantages = (random(4, 7, seed=seed) for seed in range(4))
+    same(grpo_losses(logprobs, old, ref, advantages, MASK), policy_losses(logprobs, old, advantages, MASK))
+    same(
+        grpo_losses(old, old, ref, advantages, MASK, 0.2, 0.3)[0],
+        torch.where(MASK, -advantages + 0.3 * kl_estimate(old, ref, "k3"), 0),
+    )
+
+
+def test_token_weights_by_hand():
+    mask = mask_of((2, 4), 5)
+    for loss_type, expected in {"grpo": [1 / 2, 1 / 4], "dapo": [1 / 3, 1 / 3], "dr_grpo": [1 / 8, 1 / 8]}.items():
+        same(token_weights(mask, loss_type, 8), table(expected).T)
+    losses = torch.where(MASK, random(4, 7), 0)
+    same((token_weights(MASK, "dapo") * losses).sum() / 4, masked_mean(losses, MASK).item())
+    means = [losses[row, :length].mean().item() for row, length in enumerate(LENGTHS)]
+    same((token_weights(MASK, "grpo") * losses).sum() / 4, sum(means) / 4)
+
+
+def test_gradcheck_of_the_group_losses():
+    log_ratio = table([-LN2, 0, LN2], [-LN2, 0, LN2], [LN2, 0, 0])
+    advantages, mask = table([1, 2, 3], [-1, -2, -3], [1, 1, 1]), mask_of((3, 2, 1), 3)
+    old, ref = random(3, 3), random(3, 3, seed=1)
+    inputs = [x.requires_grad_() for x in (old + log_ratio, old, ref, advantages)]
+    for estimator in ("k1", "k2", "k3"):
+        assert gradcheck(lambda *x, e=estimator: grpo_losses(*x, mask, 0.2, 0.3, e)[0], inputs)
+    assert gradcheck(lambda new, old, a: sequence_losses(new, old, a[:, 0], mask)[0], [inputs[0], inputs[1], inputs[3]])
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,14 @@ from kochat_trl.ppo.objective import (
     entropy,
     final_scores,
     gae,
+    grpo_advantages,
+    grpo_losses,
     kl_estimate,
     masked_mean,
     next_kl_coef,
     policy_losses,
+    rloo_advantages,
+    sequence_losses,
     token_rewards,
     value_losses,
     whiten,
@@ -333,6 +337,33 @@ def test_from_logprobs_to_advantages_as_in_trl(estimator, whiten_rewards):
     same((whiten(advantages, MASK), returns), expected, rtol=1e-6, atol=1e-7)
 
 
+# Advantages over a group.
+
+
+def test_group_advantages_by_hand():
+    """Two prompts with three responses each; deviations √2/√2 = 1 and √24/√2."""
+    rewards = table([1, 2, 3, 0, 0, 6])[0]
+    same(rloo_advantages(rewards, 3), [-1.5, 0, 1.5, -3, -3, 6])
+    same(grpo_advantages(rewards, 3, scale=False), [-1, 0, 1, -2, -2, 4])
+    over = 12**0.5 + 1e-4
+    same(grpo_advantages(rewards, 3), [-1 / 1.0001, 0, 1 / 1.0001, -2 / over, -2 / over, 4 / over])
+
+
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_a_response_has_no_part_in_its_own_baseline(size):
+    rewards = random(12)
+    for row, found in enumerate(rloo_advantages(rewards, size).tolist()):
+        start = row - row % size
+        others = [rewards[i].item() for i in range(start, start + size) if i != row]
+        assert found == pytest.approx(rewards[row].item() - sum(others) / len(others), rel=1e-12)
+    same(rloo_advantages(rewards, size), grpo_advantages(rewards, size, scale=False) * size / (size - 1))
+
+
+@pytest.mark.parametrize("advantages", [rloo_advantages, grpo_advantages])
+def test_responses_that_earn_the_same_teach_nothing(advantages):
+    same(advantages(torch.full((8,), 7.0, dtype=torch.float64), 4), torch.zeros(8))
+
+
 # Padding.
 SCORES = random(4).float()
 PADDED = {
@@ -343,6 +374,8 @@ PADDED = {
     "whiten, mean kept": (1, lambda x: whiten(x, MASK, shift_mean=False)),
     "gae": (2, lambda r, v: gae(r, v, MASK, 0.9, 0.8)),
     "policy_losses": (3, lambda new, old, a: policy_losses(new, old, a, MASK)),
+    "sequence_losses": (2, lambda new, old: sequence_losses(new, old, SCORES, MASK, 5.0)[0][:, None]),
+    "grpo_losses": (4, lambda new, old, ref, a: grpo_losses(new, old, ref, a, MASK, 0.2, 0.1)),
     "value_losses": (3, lambda new, old, r: value_losses(new, old, r, MASK)),
 }
 

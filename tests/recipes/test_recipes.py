@@ -276,6 +276,35 @@ def test_two_processes_of_ppo(launch, outputs, tiny_base, kochatgpt_files, tmp_p
     assert refused.text.count("error: TRL's PPOTrainer fails under two processes") == 1
 
 
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_ppo_by_rules_without_a_reward_model(processes, launch, recipe, outputs, tiny_base, kochatgpt_files, tmp_path):
+    """Each of two processes asks the rules of its share of the answers; one process is this one."""
+    config = tmp_path / "rules.yaml"
+    config.write_text(
+        f"extends: {ROOT}/configs/tiny/ppo.yaml\nreward_model_path: null\nvalue_model: shared\n"
+        "reward_functions: [length, ended]\nreward_weights: [2, 0.5]\ntarget_length: 6\n"
+    )
+    paths = {"sft_model_path": outputs / "sft", "use_cpu": "true", "config": config}
+    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **paths)
+    arguments += ["--per_device_train_batch_size", str(4 // processes), "--num_mini_batches", "1"]
+    if processes == 1:
+        recipe("ppo", *arguments)
+    else:
+        done = launch("ppo", *arguments, processes=processes)
+        assert done.code == 0, done.text
+    history = [entry for entry in read(tmp_path / "ppo", "metrics.json")["history"] if "objective/kl" in entry]
+    assert len(history) == 2
+    for entry in history:
+        length, ended = entry["rewards/length/mean"], entry["rewards/ended/mean"]
+        assert length == pytest.approx(entry["objective/response_tokens"] / 6 - 1)  # none has more than 6
+        assert ended == entry["val/num_eos_tokens"] / 4
+        missing_eos_penalty = 1 - ended
+        assert entry["objective/scores"] == pytest.approx(2 * length + 0.5 * ended - missing_eos_penalty)
+    card = (tmp_path / "ppo/README.md").read_text(encoding="utf-8")
+    assert "| reward_functions | ['length', 'ended'] |" in card
+    assert "reward model" not in card
+
+
 def test_the_network_guard_guards(run_command):
     """Else `network == ""` would hold for a run that reached out."""
     done = run_command("-c", "import socket; socket.create_connection(('example.com', 80))")
@@ -311,6 +340,16 @@ def test_resume_goes_on_exactly(recipe, tiny_base, kochatgpt_files, tmp_path):
     assert len(losses(whole)) == 4
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (stopped, whole))
     assert all((ours[name] - theirs[name]).abs().max() <= 1e-4 for name in theirs)
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_group_methods_write_no_value_function(recipe, outputs, tiny_base, kochatgpt_files, tmp_path, method):
+    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / method, **ppo_paths(outputs))
+    recipe("ppo", *arguments, "--advantages", method, "--num_generations", "2")
+    assert {path.name for path in (tmp_path / method).iterdir()} == ADAPTER_FILES | {"samples.jsonl"}
+    first = read(tmp_path / method, "metrics.json")["history"][0]
+    assert first["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert "loss/value_avg" not in first
 
 
 def test_overwriting_renames_and_full_training_saves_a_model(recipe, tiny_base, kochatgpt_files, tmp_path):

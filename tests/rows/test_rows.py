@@ -327,7 +327,9 @@ def test_a_ranking_keeps_the_completions_that_fit(write, tiny_tokenizer):
     path = write("rm.jsonl", json.dumps([{"prompt": "가", **completions, "ranking": [1, 0, 2]}]))
     dataset, report = build_dataset([path], "reward", tiny_tokenizer, 40, DataArguments(overlong="drop"))
     ids = [encode_dialogue(tiny_tokenizer, conversation("가", text))[0] for text in ("나", "라")]
-    assert dataset[:] == {"completion_ids": [ids], "ranks": [[0, 1]], "length": [max(map(len, ids))]}
+    prompt = len(encode_prompts(tiny_tokenizer, [conversation("가")])[0])
+    columns = {"completion_ids": [ids], "prompt_tokens": [prompt], "ranks": [[0, 1]], "length": [max(map(len, ids))]}
+    assert dataset[:] == columns
     assert str(report).startswith(f"kept in part: {path}, line 1 (record 0)")
 
 

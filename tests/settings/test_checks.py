@@ -1,11 +1,15 @@
 """Values that a recipe refuses are told when a config is resolved: before anything is loaded, and by `kochat run`."""
 
+import re
+from dataclasses import fields
+
 from kochat_trl.errors import UserError
-from kochat_trl.settings.checks import OURS
+from kochat_trl.settings.checks import DPO_LOSSES, OURS
 from kochat_trl.settings.parse import changed_setting, resolve_arguments
 
 import pytest
 import yaml
+from trl import DPOConfig
 
 PPO = "train_files: [a]\nsft_model_path: a\nreward_model_path: b\noutput_dir: c\n"
 OTHER = "train_files: [a]\nmodel_name_or_path: a\noutput_dir: c\n"
@@ -23,6 +27,14 @@ OTHER = "train_files: [a]\nmodel_name_or_path: a\noutput_dir: c\n"
         ("temperature: 0", "temperature: found 0.0, expected above 0"),
         ("kl_target: 0", "kl_target: found 0.0, expected nats above 0"),
         ("total_episodes: 0", "total_episodes: found 0, expected 1 or more"),
+        ("reward_functions: [hangull]", "reward_functions: found 'hangull', expected hangul, polite"),
+        ("reward_functions: [rules.py]", "reward_functions: found 'rules.py'"),
+        ("reward_functions: [hangul, hangul]", "one is named twice"),
+        ("reward_functions: [hangul]\nreward_weights: [1, 2]", "reward_weights: found 2, expected one for each of 1"),
+        ("reward_weights: [1.0]", "reward_weights: found 1, expected one for each of 0"),
+        ("reward_functions: [length]", "target_length: the tokens that the reward function `length` asks for"),
+        ("reward_functions: [hangul]\ntarget_length: 9", "target_length: the tokens .* set both, or neither"),
+        ("reward_functions: [length]\ntarget_length: 0", "target_length: found 0, expected tokens, 1 or more"),
         ("engine: trl\nresume_from_checkpoint: a", "TRL's PPOTrainer can't resume"),
         ("engine: trl\nkl_estimator: k2", "TRL's PPOTrainer has k1 and k3"),
     ],
@@ -31,6 +43,21 @@ def test_ppos_mistakes_are_told_when_its_config_is_read(write, lines, message):
     resolve_arguments("ppo", write("ppo.yaml", PPO), [])
     with pytest.raises(UserError, match=f"ppo.yaml: .*{message}"):
         resolve_arguments("ppo", write("ppo.yaml", PPO + lines), [])
+
+
+def test_rules_may_do_without_a_reward_model(write):
+    lines = PPO.replace("reward_model_path: b\n", "")
+    path = write("ppo.yaml", lines + "reward_functions: [hangul, my_rules:polite]\nvalue_model: shared\n")
+    assert resolve_arguments("ppo", path, [])["reward_model_path"] is None
+    found = resolve_arguments("ppo", path, ["--reward_functions", "ended", "--reward_weights", "0.5"])
+    assert (found["reward_functions"], found["reward_weights"]) == (["ended"], [0.5])
+    child = write("child.yaml", "extends: with_model.yaml\nreward_model_path: null\n")
+    write("with_model.yaml", PPO + "reward_functions: [hangul]\nvalue_model: shared\n")
+    assert resolve_arguments("ppo", child, [])["reward_model_path"] is None
+    with pytest.raises(UserError, match="value_model: adapter starts as the reward model, and there is none"):
+        resolve_arguments("ppo", path, ["--value_model", "adapter"])
+    with pytest.raises(UserError, match="'reward_model_path' is not set"):
+        resolve_arguments("ppo", write("none.yaml", lines), [])
 
 
 VALUES = {
@@ -42,15 +69,64 @@ VALUES = {
     "score_after_eos": True,
     "kl_limit": 50,
     "guard_updates": 5,
+    "advantages": "rloo",
+    "num_generations": 2,
+    "reward_functions": ["hangul"],
 }
+GROUPS = {"advantages": "grpo", "num_generations": 4}
 
 
-@pytest.mark.parametrize("key", OURS)
+@pytest.mark.parametrize("key", sorted({*OURS, *VALUES}))
 def test_keys_that_trls_engine_would_ignore_are_refused(write, key):
-    text = PPO + yaml.safe_dump({key: VALUES[key]})
+    text = PPO + yaml.safe_dump({key: VALUES[key]} | ({"num_generations": 2} if key == "advantages" else {}))
     resolve_arguments("ppo", write("ppo.yaml", text), [])
     with pytest.raises(UserError, match=f"{key}: TRL's PPOTrainer has nothing like it"):
         resolve_arguments("ppo", write("ppo.yaml", text), ["--engine", "trl"])
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("value_model", "shared"),
+        ("vf_coef", 0.5),
+        ("cliprange_value", 0.1),
+        ("gamma", 0.9),
+        ("lam", 0.9),
+        ("whiten_rewards", True),
+        ("score_after_eos", True),
+    ],
+)
+def test_keys_of_a_value_function_that_is_not_there(write, key, value, method):
+    resolve_arguments("ppo", write("ppo.yaml", PPO + yaml.safe_dump({key: value})), [])
+    text = PPO + yaml.safe_dump(GROUPS | {"advantages": method, key: value})
+    with pytest.raises(UserError, match=f"{key}: has no meaning for advantages: {method}; remove it"):
+        resolve_arguments("ppo", write("ppo.yaml", text), [])
+    assert resolve_arguments("ppo", write("ppo.yaml", PPO + yaml.safe_dump(GROUPS | {"lam": 1.0})), [])["lam"] == 1
+
+
+@pytest.mark.parametrize(("key", "value"), [("scale_rewards", "none"), ("loss_type", "grpo")])
+def test_keys_of_grpo_are_refused_elsewhere(write, key, value):
+    text = PPO + yaml.safe_dump(GROUPS | {key: value})
+    assert resolve_arguments("ppo", write("ppo.yaml", text), [])[key] == value
+    for method in ("gae", "rloo"):
+        with pytest.raises(UserError, match=f"{key}: has no meaning for advantages: {method}"):
+            resolve_arguments("ppo", write("ppo.yaml", text), ["--advantages", method])
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"num_generations": 1}, "num_generations: found 1, and advantages: grpo compares"),
+        ({"num_generations": 3}, "a rollout of 8 responses .* divide into prompts with 3 responses each"),
+        ({"num_generations": 0}, "divide into prompts with 0 responses each"),
+        ({"advantages": "gae", "num_generations": 3}, "divide into prompts with 3"),
+    ],
+)
+def test_groups_that_can_not_be(write, changed, words):
+    resolve_arguments("ppo", write("ppo.yaml", PPO + yaml.safe_dump(GROUPS)), [])
+    with pytest.raises(UserError, match=words):
+        resolve_arguments("ppo", write("ppo.yaml", PPO + yaml.safe_dump(GROUPS | changed)), [])
 
 
 @pytest.mark.parametrize("line", ["pairs: adjacent", "rank_margins: true", "center_rewards_coefficient: 0.1"])
@@ -58,6 +134,28 @@ def test_keys_that_mean_nothing_to_the_listwise_loss(write, line):
     resolve_arguments("reward", write("reward.yaml", OTHER + line), [])
     with pytest.raises(UserError, match=f"{line.split(':')[0]}: has no meaning for `loss: listwise`"):
         resolve_arguments("reward", write("reward.yaml", OTHER + line), ["--loss", "listwise"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "line", "message"),
+    [
+        ("dpo", "loss_type: [ip]", r"loss_type: found 'ip'. Did you mean 'ipo'\?; TRL has sigmoid, hinge"),
+        ("dpo", "loss_type: [exo_pair]", "label_smoothing: .* needs one above 0"),
+        ("kto", "per_device_train_batch_size: 1", "found 1, expected 2 or more"),
+        ("kto", "train_sampling_strategy: random", "found random, expected sequential"),
+        ("kto", "loss_type: ipo", "found 'ipo', expected 'kto' or 'apo_zero_unpaired'"),
+    ],
+)
+def test_what_trl_would_say_once_the_models_are_loaded_is_told_before(write, stage, line, message):
+    text = "train_files: [a]\nsft_model_path: a\noutput_dir: c\n"
+    resolve_arguments(stage, write("run.yaml", text), [])
+    with pytest.raises(UserError, match=message):
+        resolve_arguments(stage, write("run.yaml", text + line), [])
+
+
+def test_the_losses_of_pairs_are_those_that_trl_lists():
+    said = next(field.metadata["help"] for field in fields(DPOConfig) if field.name == "loss_type")
+    assert set(re.findall(r"`'(\w+)'`", said)) == set(DPO_LOSSES)
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kochat_trl.errors import UserError
-from kochat_trl.settings.keys import ModelArguments
+from kochat_trl.settings.keys import ON_SFT, UNUSED, ModelArguments
 from kochat_trl.settings.parse import choose_precision, folder_of, parse_arguments
 from tests.tiny import ROOT
 
@@ -14,7 +14,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
 BASE = "train_files: [a.jsonl]\nlearning_rate: 1e-5\nlora_r: 4\n"
-MODELS = {"ppo": "sft_model_path: a\nreward_model_path: b\n"}
+MODELS = {"ppo": "sft_model_path: a\nreward_model_path: b\n"} | dict.fromkeys(("dpo", "kto"), "sft_model_path: a\n")
 
 
 def parse(write, text, *argv, stage="sft"):
@@ -31,7 +31,7 @@ def test_every_config_is_parsed_by_the_real_parser(path):
     assert text.startswith("# ")
     experiment = path.parent.name in ("bases", "experiments")
     assert ("kochat run configs/" if experiment else "accelerate launch recipes/") in text
-    for stage in ("sft", "reward", "ppo") if experiment else [path.stem]:
+    for stage in UNUSED if experiment else [path.stem]:
         args = parse_arguments(stage, str(path), [])
         assert args.training.output_dir.startswith("outputs/")
         assert args.training.report_to == []
@@ -39,7 +39,7 @@ def test_every_config_is_parsed_by_the_real_parser(path):
 
 def test_configs_are_there():
     names = {f"{p.parent.name}/{p.name}" for p in CONFIGS}
-    assert {f"{size}/{stage}.yaml" for size in ("tiny", "kogpt2") for stage in ("sft", "reward", "ppo")} <= names
+    assert {f"{size}/{stage}.yaml" for size in ("tiny", "kogpt2") for stage in UNUSED} <= names
     assert {f"accelerate/{name}.yaml" for name in ("cpu", "one_gpu", "ddp")} <= names
     assert any(name.startswith("experiments/") for name in names)
 
@@ -50,9 +50,9 @@ def test_configs_are_there():
 @pytest.fixture
 def stages(write):
     """A folder with a file for each stage, which a file beside it may extend."""
-    for stage in ("sft", "reward", "ppo"):
+    for stage in UNUSED:
         lines = [
-            BASE if stage != "ppo" else BASE.replace("lora_r: 4\n", ""),
+            BASE if stage not in ON_SFT else BASE.replace("lora_r: 4\n", ""),
             MODELS.get(stage, "model_name_or_path: a\n"),
         ]
         write(f"set/{stage}.yaml", "".join(lines))
@@ -68,6 +68,11 @@ def test_each_stage_takes_its_own_keys_of_a_file_for_all(stages):
     args = stages("ppo", text)
     assert (args.training.kl_coef, args.training.learning_rate, args.training.sft_model_path) == (0.5, 1e-3, "a")
     assert args.model.lora_r == ModelArguments().lora_r  # PPO goes on with SFT's adapter
+    for stage in ("dpo", "kto"):
+        args = stages(stage, text)
+        assert (args.training.learning_rate, args.training.sft_model_path) == (1e-3, "a")
+        assert args.recipe.pairs == ("adjacent" if stage == "dpo" else "all")
+        assert args.model.lora_r == ModelArguments().lora_r
 
 
 def test_a_file_for_all_stages_may_extend_another(stages, write):
@@ -127,7 +132,7 @@ def test_extends_is_relative_to_the_file_and_goes_on(write):
     assert (args.model.lora_r, args.model.lora_alpha, args.training.learning_rate) == (3, 7, 1e-5)
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", UNUSED)
 def test_resolved_is_a_config_again(write, stage):
     args = parse(write, "extends: base.yaml\noutput_dir: x\nload_in_8bit: true\n", "--seed", "3", stage=stage)
     again = parse_arguments(stage, write("again.yaml", yaml.safe_dump(args.resolved)), [])
@@ -227,6 +232,13 @@ def test_a_dtype_in_the_file_is_kept(write, monkeypatch, given):
 def test_keys_that_ppo_never_reads(write, line):
     with pytest.raises(UserError, match=f"'{line.split(':')[0]}' has no effect in recipes/ppo.py"):
         parse(write, f"extends: base.yaml\n{line}\n", stage="ppo")
+
+
+@pytest.mark.parametrize("stage", ["dpo", "kto"])
+@pytest.mark.parametrize("line", ["model_name_or_path: a", "sync_ref_model: true", "loss: listwise"])
+def test_keys_that_dpo_and_kto_never_read(write, line, stage):
+    with pytest.raises(UserError, match=f"'{line.split(':')[0]}' has no effect in recipes/{stage}.py"):
+        parse(write, f"extends: base.yaml\n{line}\n", stage=stage)
 
 
 @pytest.mark.parametrize("stage", ["sft", "ppo"])

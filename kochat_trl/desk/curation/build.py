@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kochat_trl.data.layout import RawRecord
 from kochat_trl.data.options import DEFAULTS, ReadingOptions
@@ -17,6 +17,8 @@ from kochat_trl.desk.curation.finders import prompt_key
 from kochat_trl.desk.writers import write_stream
 from kochat_trl.errors import UserError
 from kochat_trl.files import new_file
+
+RankedAs = Literal["ranking", "sft", "preference"]
 
 
 def read_prompts(
@@ -99,12 +101,16 @@ def rank_answers(
     answers: Sequence[Sequence[str]],
     seed: int,
     scores: Sequence[Sequence[float]] | None = None,
+    to: RankedAs = "ranking",
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """KoChatGPT's ranking records, and the prompts that have no two answers of which one is better.
 
     `answers[s][i]` is the answer of source `s` to prompt `i`, the sources best first; or ranked by `scores`, laid out
     likewise, where equal scores are a tie. Empty answers are left out, and of equal ones all but the best. The
     completions of a record are in an order of their own, drawn from `seed` and the place of the prompt.
+
+    `to="preference"` takes the best and a worst of these answers (`chosen`, `rejected`) instead, and `to="sft"` the
+    best (`completion`), also where it is the only one; of tied answers it is that of the first source.
     """
     records, left_out = [], []
     for i, prompt in enumerate(prompts):
@@ -113,14 +119,19 @@ def rank_answers(
         for source in sorted(range(len(answers)), key=worth.__getitem__, reverse=True):
             if answers[source][i].strip():
                 best.setdefault(answers[source][i], worth[source])
-        completions = list(best)
-        random.Random(f"{seed}/{i}").shuffle(completions)
-        tiers = [[completions.index(answer) for answer in tied] for _, tied in groupby(best, best.__getitem__)]
-        if len(tiers) < 2:
+        tiers = [list(tied) for _, tied in groupby(best, best.__getitem__)]
+        if len(tiers) < (1 if to == "sft" else 2):
             left_out.append(prompt.prompt)
-            continue
-        record = prompt.fields | {f"completion_{place}": answer for place, answer in enumerate(completions)}
-        records.append(record | {"ranking": [tier[0] if len(tier) == 1 else sorted(tier) for tier in tiers]})
+        elif to == "sft":
+            records.append(prompt.fields | {"completion": tiers[0][0]})
+        elif to == "preference":
+            records.append(prompt.fields | {"chosen": tiers[0][0], "rejected": tiers[-1][0]})
+        else:
+            completions = list(best)
+            random.Random(f"{seed}/{i}").shuffle(completions)
+            places = [sorted(map(completions.index, tier)) for tier in tiers]
+            record = prompt.fields | {f"completion_{place}": answer for place, answer in enumerate(completions)}
+            records.append(record | {"ranking": [tier[0] if len(tier) == 1 else tier for tier in places]})
     return records, left_out
 
 

@@ -15,17 +15,21 @@ from kochat_trl.models.tokenizer import load_tokenizer
 from kochat_trl.reward.trainer import NO_RANK, RankingCollator
 from kochat_trl.rows.encode import IGNORED, encode_dialogue, encode_prompt
 from kochat_trl.rows.rows import build_dataset
-from kochat_trl.settings.keys import DataArguments, Stage
+from kochat_trl.settings.keys import ON_SFT, DataArguments, Stage
 from kochat_trl.settings.parse import Arguments
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 UNSEEN = "not trained on, label −100"
 TRAINED = "trained on, label = id"
+COLLATORS: dict[Stage, Any] = {"sft": DataCollatorForLanguageModeling, "reward": RankingCollator}
+COLLATORS |= {"dpo": DataCollatorForPreference, "kto": DataCollatorForUnpairedPreference}
 WHOLE = "tokens and ids"  # of a sequence without labels
 
 
@@ -62,7 +66,7 @@ def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> N
 
     Rows are in the order of the files; a trainer shuffles them.
     """
-    path: Any = args.training.sft_model_path if stage == "ppo" else args.model.model_name_or_path
+    path: Any = args.training.sft_model_path if stage in ON_SFT else args.model.model_name_or_path
     if args.training.trust_remote_code:
         allow_remote_code("trust_remote_code: true")
     tokenizer = load_tokenizer(path, args.model.model_revision)
@@ -82,9 +86,13 @@ def show_batch(stage: Stage, args: Arguments, index: int, console: Console) -> N
     console.print(tensors)
     rows = Table("row", "tokens", "padding", "trained on", title="its sequences", title_justify="left")
     names = [str(row) for row in range(index, index + size)]
+    if stage == "dpo":
+        names = [f"{name}, {which}" for which in ("chosen", "rejected") for name in names]
     if stage == "reward":
         ranks = zip(names, batch["ranks"].tolist(), strict=True)
         names = [f"{name}, rank {rank}" for name, its_ranks in ranks for rank in its_ranks if rank != NO_RANK]
+    if "completion_mask" in batch:
+        batch["labels"] = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
     labels = batch["labels"].tolist() if "labels" in batch else [None] * len(names)
     masks = batch["attention_mask"].tolist()
     for name, mask, its_labels in zip(names, masks, labels, strict=True):
@@ -108,8 +116,7 @@ def collator(stage: Stage, tokenizer: PreTrainedTokenizerBase, training: Any) ->
         return partial(tokenizer.pad, padding_side="right", return_tensors="pt")
     if stage == "ppo":
         return DataCollatorWithPadding(tokenizer)
-    collator_class = DataCollatorForLanguageModeling if stage == "sft" else RankingCollator
-    return collator_class(pad_token_id=tokenizer.pad_token_id, pad_to_multiple_of=training.pad_to_multiple_of)
+    return COLLATORS[stage](pad_token_id=tokenizer.pad_token_id, pad_to_multiple_of=training.pad_to_multiple_of)
 
 
 def _print_ranking(record: Ranking, options: DataArguments, console: Console) -> None:

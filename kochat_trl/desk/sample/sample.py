@@ -23,7 +23,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.data.text import has_hangul, normalized
+from kochat_trl.data.text import POLITE_ENDINGS, ends_politely, has_hangul, normalized
 from kochat_trl.desk.writers import write_records
 
 import yaml
@@ -214,7 +214,7 @@ class _Completions:
         if form == "English":
             return self._rng.choice(_tables()["english"])
         if form == "repetition":  # of a word that neither answers the prompt nor ends politely
-            words = [word for word in re.findall(r"\w{2,}", question.prompt) if not word.endswith(_POLITE_ENDINGS)]
+            words = [word for word in re.findall(r"\w{2,}", question.prompt) if not word.endswith(POLITE_ENDINGS)]
             dull = [word for word in words if not _named(question.answers, word)] or ["그거"]
             return " ".join([self._rng.choice(dull)] * self._rng.randint(4, 7))
         return " ".join(self._rng.sample(_tables()["scraps"], 2))
@@ -280,7 +280,6 @@ def _pretraining_text(questions: Sequence[Question], rng: random.Random) -> str:
 
 
 WEIGHTS: Mapping[str, float] = {"correct": 0.4, "polite": 0.2, "korean_only": 0.2, "ended": 0.1, "not_repeating": 0.1}
-_POLITE_ENDINGS = ("요", "니다")
 _LONGEST_ANSWER = 3  # times the length of the full answer
 
 
@@ -324,7 +323,7 @@ class Judge:
         words = Counter(re.findall(r"\w+", text))
         return {
             "correct": self._is_correct(question, text),
-            "polite": re.sub(r"\W+$", "", text).endswith(_POLITE_ENDINGS),
+            "polite": ends_politely(text),
             "korean_only": _is_korean_only(text),
             "ended": ended,
             "not_repeating": max(words.values(), default=0) < 3 and not re.search(r"(.{2,})\1\1", text),

@@ -1,4 +1,4 @@
-"""Will it fit? The memory that the three stages take, from shapes alone: no weight is loaded, and nothing is computed.
+"""Will it fit? The memory that the stages take, from shapes alone: no weight is loaded, and nothing is computed.
 
 Each stage's own trainer takes a step on fake tensors, which have a shape and a dtype and no values, while a counter
 follows the bytes that are alive. So attention, losses and quantized layers are counted as they are, not by a formula.
@@ -24,8 +24,9 @@ from kochat_trl.models.remote import allow_remote_code
 from kochat_trl.ppo.roles import Roles, adapter_parameters, adapters_of, separate_models
 from kochat_trl.ppo.rollout import Rollout, Trajectory, next_tokens, without_checkpointing
 from kochat_trl.ppo.trainer import PPOTrainer
+from kochat_trl.preference.trainer import LabelTrainer, PairTrainer
 from kochat_trl.reward.trainer import RankingTrainer
-from kochat_trl.settings.keys import Stage
+from kochat_trl.settings.keys import ON_SFT, Stage
 from kochat_trl.settings.parse import Arguments, folder_of, parse_arguments, read_config
 
 import bitsandbytes.functional as bnb
@@ -43,7 +44,6 @@ from transformers import DynamicCache, PretrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 from trl import SFTTrainer
 
-STAGES: tuple[Stage, ...] = ("sft", "reward", "ppo")
 CARDS = (6, 8, 12, 16, 24)  # GB of consumer GPUs
 GB = 2**30
 # What a GPU takes beside the tensors: the CUDA context, workspaces of cuBLAS, fragments. Assumed, not measured.
@@ -64,9 +64,13 @@ class Footprint:
 
 
 def plan_memory(
-    config: str | Path, overrides: Sequence[str] = (), shape: PretrainedConfig | None = None, rows: int | None = None
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    shape: PretrainedConfig | None = None,
+    rows: int | None = None,
+    methods: Sequence[Stage] = ("ppo",),
 ) -> list[Footprint]:
-    """The footprint of each phase of a run: SFT, reward model, PPO's update and its sampling.
+    """The footprint of each phase of a run: SFT, reward model, PPO's update and its sampling, or of other `methods`.
 
     `config` is what `kochat run` takes, `overrides` are flags of the recipes. `shape` stands for the base model's own
     config, and `rows` for the rows of a forward pass. All texts are as long as the config allows. A config that
@@ -80,7 +84,7 @@ def plan_memory(
     with tempfile.TemporaryDirectory() as folder, quiet():
         stages: dict[Stage, Arguments] = {}
         on_cpu: dict[Stage, bool] = {}
-        for stage in STAGES:
+        for stage in ("sft", "reward", *methods):
             given = {key: value for key, (value, _) in read_config(Path(config), stage).items()}
             on_cpu[stage] = bool(given.get("use_cpu"))
             as_it_is = on_cpu[stage] or given.get("bf16") is False
@@ -90,8 +94,8 @@ def plan_memory(
         _refuse(stages)
         if any(args.training.trust_remote_code for args in stages.values()):
             allow_remote_code("trust_remote_code: true")
-        for stage in STAGES:
-            model = stages["sft" if stage == "ppo" else stage].model
+        for stage in stages:
+            model = stages["sft" if stage in ON_SFT else stage].model
             own = copy.deepcopy(shape or load_config(str(model.model_name_or_path), model.model_revision))
             for name in ("attn_pdrop", "attention_dropout"):
                 if hasattr(own, name) and not on_cpu[stage]:
@@ -102,27 +106,30 @@ def plan_memory(
 
 def _refuse(stages: dict[Stage, Arguments]) -> None:
     """Raise `UserError` for what is not planned."""
-    if stages["ppo"].training.engine == "trl":
+    if "ppo" in stages and stages["ppo"].training.engine == "trl":
         raise UserError("engine: trl: that engine holds four models of their own, which isn't planned here")
     if len({args.model.use_peft for args in stages.values()}) > 1:
         raise UserError("use_peft: planned are runs with LoRA in all stages, or in none")
-    for stage in ("sft", "reward"):
-        if stages[stage].training.max_length is None:
-            raise UserError(f"max_length of {stage} is not set: a text may be of any length")
-    if stages["ppo"].recipe.max_prompt_length is None:
-        raise UserError("max_prompt_length of ppo is not set: a prompt may be of any length")
+    for stage, args in stages.items():
+        if args.max_length is None:
+            key = "max_prompt_length" if stage == "ppo" else "max_length"
+            raise UserError(
+                f"{key} of {stage} is not set: a {'prompt' if stage == 'ppo' else 'text'} may be of any length"
+            )
+        if stage in ("dpo", "kto") and not args.model.use_peft:
+            raise UserError(f"use_peft: planned is {stage} with LoRA, which holds the base once")
 
 
 def trace(stage: Stage, stages: dict[Stage, Arguments], shape: PretrainedConfig, rows: int | None) -> list[Footprint]:
     """The footprints of one stage's phases; optimizer states are there, as from the second step on."""
     args = stages[stage]
     if rows is not None:
-        args.training.per_device_train_batch_size = rows
+        args.training.per_device_train_batch_size = max(rows, 2) if stage == "kto" else rows  # its least
         if stage == "ppo":  # a rollout of one mini-batch's rows for each of them
             args.training.gradient_accumulation_steps = args.training.num_mini_batches
             args.training.local_rollout_forward_batch_size = rows
     with torch.device("meta"):
-        model = _ppo_roles(stages, shape) if stage == "ppo" else _trained_model(stage, args, shape)
+        model = _ppo_roles(stages, shape) if stage == "ppo" else _trained_model(stage, stages, shape)
     with FakeTensorMode(allow_non_fake_inputs=True), NoValues():
         _materialize(model)
         trainer, phases = _PREPARE[stage](model, args)
@@ -165,19 +172,20 @@ SAMPLING = "PPO, sampling"
 Phase = tuple[str, int, Callable[[], None]]
 
 
-def _trained_model(stage: str, args: Arguments, shape: PretrainedConfig) -> Any:
+def _trained_model(stage: Stage, stages: dict[Stage, Arguments], shape: PretrainedConfig) -> Any:
     shape = copy.deepcopy(shape)
     shape.pad_token_id = shape.get_text_config().pad_token_id = 3
-    model = empty_model("reward" if stage == "reward" else "policy", shape, args.model)
-    return cast_trainable_to_float32(add_lora(model, args.model))
+    model = empty_model("reward" if stage == "reward" else "policy", shape, stages[stage].model)
+    return cast_trainable_to_float32(add_lora(model, stages["sft" if stage in ON_SFT else stage].model))
 
 
 def _ppo_roles(stages: dict[Stage, Arguments], shape: PretrainedConfig) -> Roles:
     """What `load_roles` makes of the outputs of SFT and reward model."""
-    own_value = stages["ppo"].training.value_model == "adapter"
+    value_function = stages["ppo"].training.value_function
+    own_value, has_value = value_function == "adapter", value_function is not None
     if not (stages["sft"].model.use_peft and stages["reward"].model.use_peft):
-        policy, reward, value = (_trained_model(stage, stages[stage], shape) for stage in ("sft", "reward", "reward"))
-        return separate_models(policy, None, reward, value if own_value else None)
+        policy, reward, value = (_trained_model(s, stages, shape) for s in ("sft", "reward", "reward"))
+        return separate_models(policy, None, reward, value if own_value else None, has_value=has_value)
     backbone = empty_model("policy", shape, stages["ppo"].model)
     roles = {"policy": "sft", "reference": "sft", "reward": "reward", **({"value": "reward"} if own_value else {})}
     model: Any = None
@@ -190,7 +198,7 @@ def _ppo_roles(stages: dict[Stage, Arguments], shape: PretrainedConfig) -> Roles
         for parameter in adapter_parameters(model, name):
             parameter.data = parameter.data.float()
     heads = [linear_head(torch.zeros(1, shape.get_text_config().hidden_size)) for _ in range(2)]
-    return adapters_of(model, heads[0], heads[1] if own_value else None)
+    return adapters_of(model, heads[0], heads[1] if has_value else None)
 
 
 def _materialize(model: nn.Module) -> None:
@@ -241,6 +249,22 @@ def _prepare_reward(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
     trainer = RankingTrainer(args.recipe, train_dataset=data, **settings)
     ids = torch.zeros(rows * COMPLETIONS, args.training.max_length, dtype=torch.long)
     return _prepare(trainer, "reward model", ids, ranks=torch.zeros(rows, COMPLETIONS, dtype=torch.long))
+
+
+def _prepare_dpo(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
+    data = Dataset.from_dict({"prompt_ids": [[1]], "chosen_ids": [[1]], "rejected_ids": [[1]]})
+    trainer = PairTrainer(model, None, args.training, train_dataset=data, processing_class=tokenizer_of_four())
+    ids = torch.zeros(2 * args.training.per_device_train_batch_size, args.training.max_length, dtype=torch.long)
+    return _prepare(trainer, "DPO", ids, completion_mask=torch.ones_like(ids))
+
+
+def _prepare_kto(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
+    data = Dataset.from_dict({"prompt_ids": [[1]], "completion_ids": [[1]], "label": [True]})
+    trainer = LabelTrainer(model, None, args.training, train_dataset=data, processing_class=tokenizer_of_four())
+    ids = torch.zeros(args.training.per_device_train_batch_size, args.training.max_length, dtype=torch.long)
+    more = {f"KL_{name}": torch.ones_like(ids) for name in ("input_ids", "attention_mask", "completion_mask")}
+    label = torch.ones(len(ids), dtype=torch.bool)
+    return _prepare(trainer, "KTO", ids, completion_mask=torch.ones_like(ids), label=label, **more)
 
 
 def _prepare(trainer: Any, name: str, ids: Tensor, **more: Tensor) -> tuple[Any, list[Phase]]:
@@ -301,6 +325,7 @@ def _prepare_ppo(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
 
 
 _PREPARE: dict[str, Any] = {"sft": _prepare_sft, "reward": _prepare_reward, "ppo": _prepare_ppo}
+_PREPARE |= {"dpo": _prepare_dpo, "kto": _prepare_kto}
 COMPLETIONS = 3  # of a ranking, as KoChatGPT's have
 
 
@@ -333,10 +358,10 @@ def most_rows(one: Footprint, some: Footprint, many: Footprint, card_gb: float) 
     return max(1, int((room - some.peak) // max(a_row, 1)) + some.rows)
 
 
-def print_memory(config: str | Path, cards: Sequence[float], console: Console) -> None:
+def print_memory(config: str | Path, cards: Sequence[float], console: Console, methods: Sequence[Any]) -> None:
     """What each phase of a config takes, part by part, and the rows that fit each card (`most_rows`)."""
-    one, planned = plan_memory(config, rows=1), plan_memory(config)
-    many = plan_memory(config, rows=2 * max(footprint.rows for footprint in planned))
+    one, planned = plan_memory(config, rows=1, methods=methods), plan_memory(config, methods=methods)
+    many = plan_memory(config, rows=2 * max(footprint.rows for footprint in planned), methods=methods)
     table = Table(title="GB at the fullest moment", title_justify="left")
     table.add_column(overflow="fold")
     for footprint in planned:
@@ -357,7 +382,7 @@ def print_memory(config: str | Path, cards: Sequence[float], console: Console) -
     console.print(fits)
     console.print(
         "✗: fewer than the config asks for. Rows are per_device_train_batch_size, which counts rankings for the reward "
-        "model, and for sampling local_rollout_forward_batch_size. No GPU was measured: these are the tensors of "
-        "PyTorch's CPU operations (docs/hardware.md). The reward model's evaluation and the report load the base in "
-        "float32, and aren't counted."
+        "model, pairs for DPO, and for sampling local_rollout_forward_batch_size. No GPU was measured: these are the "
+        "tensors of PyTorch's CPU operations (docs/hardware.md). The reward model's evaluation and the report load the "
+        "base in float32, and aren't counted."
     )

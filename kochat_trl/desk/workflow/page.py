@@ -23,6 +23,8 @@ CURVES = {
         "objective/response_tokens": "PPO response tokens",
         "policy/entropy_avg": "PPO entropy, nats a token",
     },
+    "dpo": {"loss": "DPO loss", "rewards/margins": "DPO margin, β · log-ratio", "eval_loss": "DPO held-out loss"},
+    "kto": {"loss": "KTO loss", "kl": "KTO estimate of KL, nats", "eval_loss": "KTO held-out loss"},
 }
 COLORS = ["#4a90d9", "#e0802b", "#3c9d57", "#c8508a", "#8a8f30"]
 
@@ -46,9 +48,12 @@ def render_page(report: dict[str, Any]) -> str:
     template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     runs, histories = list(report["runs"]), report["curves"]
     plots, numbers = [], []
-    for stage, titles in CURVES.items():
+    own = {key for name in runs for entry in histories[name] for key in entry if key.startswith("rewards/")}
+    alone = {key: f"PPO {key.removesuffix('/mean')}" for key in sorted(own)}
+    for stage, titles in (CURVES | {"ppo": CURVES["ppo"] | alone}).items():
         for key, title in titles.items():
-            lines = {name: _curve(histories[name], key) for name in (runs if stage == "ppo" else [stage])}
+            drawn = [name for name, method in report["methods"].items() if method == stage] or [stage]
+            lines = {name: _curve(histories[name], key) for name in drawn if name in histories}
             if any(len(x) > 1 for x, _ in lines.values()):
                 plots.append((title, _svg(lambda axes, lines=lines: _lines(axes, lines))))
             numbers += [(title, y[0]) for _, y in lines.values() if len(y) == 1]
@@ -57,12 +62,13 @@ def render_page(report: dict[str, Any]) -> str:
     probes = [row for row in report["answers"] if row["prompt"] in dict(PROBES)]
     scores = {name: [row[name]["score"] for row in counted] for name in models}
     spread = _svg(lambda axes: _histogram(axes, scores))
-    by_kl = _svg(lambda axes: _against(axes, {name: histories[name] for name in runs}))
+    by_reward = {name: histories[name] for name in runs if report["methods"][name] == "ppo"}
+    by_kl = _svg(lambda axes: _against(axes, by_reward)) if by_reward else None
     reliability = Path(report["reward"]) / "evaluation" / "reliability.png"
     image = base64.b64encode(reliability.read_bytes()).decode() if reliability.is_file() else None
-    drawn = {"plots": plots, "numbers": numbers, "spread": spread, "by_kl": by_kl, "reliability": image}
+    filled = {"plots": plots, "numbers": numbers, "spread": spread, "by_kl": by_kl, "reliability": image}
     shown = {"report": report, "models": models, "counted": counted, "probes": probes}
-    return Template(template, autoescape=True).render(shown | drawn)
+    return Template(template, autoescape=True).render(shown | filled)
 
 
 def _curve(history: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -78,7 +84,7 @@ def _lines(axes: Any, lines: dict[str, tuple[list[float], list[float]]]) -> None
 def _histogram(axes: Any, scores: dict[str, list[float]]) -> None:
     axes.set_prop_cycle(color=["0.6", "#8a63d2", *COLORS])  # base, SFT, runs
     axes.hist(list(scores.values()), bins=24, histtype="step", linewidth=1.6, label=list(scores))
-    axes.set(xlabel="reward model's score", ylabel="answers")
+    axes.set(xlabel="score", ylabel="answers")
 
 
 def _against(axes: Any, histories: dict[str, Sequence[dict[str, Any]]]) -> None:

@@ -1,4 +1,4 @@
-"""SFT → reward model → PPO → merge → report as one command, which goes on where it stopped; and runs side by side.
+"""SFT → reward model → PPO or another → merge → report in one command, which goes on where it stopped; runs compared.
 
 Every stage is the command that a person would type, in a process of its own. A config is a folder with a file for each
 stage, or an experiment: a file that extends such a folder, and says what differs.
@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -32,17 +33,10 @@ from rich.table import Table
 from rich.text import Text
 
 ROOT = Path(__file__).parents[3]
-RECIPES: tuple[Any, ...] = ("sft", "reward", "ppo")
-NEEDS: dict[str, tuple[str, ...]] = {
-    "sft": (),
-    "reward": (),
-    "evaluate": ("reward",),
-    "ppo": ("sft", "reward"),
-    "merge": ("ppo",),
-    "report": ("sft", "reward", "evaluate", "ppo"),
-}
+# What trains the policy, and the stages that it reads from.
+METHODS: dict[str, tuple[str, ...]] = {"ppo": ("sft", "reward"), "dpo": ("sft",), "kto": ("sft",)}
 # A file that a finished stage has, and a stage that broke off has not.
-FINISHED = dict.fromkeys(RECIPES, "metrics.json")
+FINISHED = dict.fromkeys(("sft", "reward", *METHODS), "metrics.json")
 FINISHED |= {"evaluate": "evaluation.json", "merge": "config.json", "report": "report.html"}
 
 
@@ -62,6 +56,7 @@ class Plan:
 
     name: str
     seed: int | None
+    method: str
     outputs: dict[str, Path]
     steps: list[Step]
 
@@ -72,8 +67,9 @@ def make_plan(
     seed: int | None = None,
     launcher: str | None = None,
     among: bool = False,
+    method: str = "ppo",
 ) -> Plan:
-    """The steps of SFT, reward model, its evaluation if it has `eval_files`, PPO, merge and report.
+    """The steps of SFT, reward model, its evaluation if it has `eval_files`, the method, merge and report.
 
     A finished stage is kept, one that broke off goes on from its last checkpoint or, without one, starts anew; what
     depends on a stage that runs runs again. With `first`, that stage and all after it run again. What was there is
@@ -83,67 +79,78 @@ def make_plan(
     folder with the experiment's name. A run `among` others has a folder for its seed too, and is not merged.
 
     A stage that finished before one that it reads from is not done. Raises `UserError` if a config can't be read, if
-    PPO reads from elsewhere than SFT and reward model write to, if a finished stage was run with other settings than
-    the config has now, or if a stage before `first` isn't finished.
+    the method reads from elsewhere than SFT and reward model write to, if a finished stage was run with other settings
+    than the config has now, or if a stage before `first` isn't finished.
     """
     config = Path(config)
     folder = folder_of(config)
-    values = {stage: _values(config, stage) for stage in RECIPES}
-    of_folder = {stage: _values(folder, stage) for stage in RECIPES}
-    for stage in NEEDS["ppo"]:
-        reads, writes = of_folder["ppo"].get(f"{stage}_model_path"), of_folder[stage]["output_dir"]
+    recipes: tuple[Any, ...] = ("sft", "reward", method)
+    stages = {"sft": (), "reward": (), "evaluate": ("reward",), method: METHODS[method], "merge": (method,)}
+    stages["report"] = ("sft", "reward", "evaluate", method)  # stages in order, and what each reads from
+    values = {stage: _values(config, stage) for stage in recipes}
+    of_folder = {stage: _values(folder, stage) for stage in recipes}
+    for stage in stages[method]:
+        reads, writes = of_folder[method].get(f"{stage}_model_path"), of_folder[stage]["output_dir"]
         if reads != writes:
-            raise UserError(f"{folder}/ppo.yaml: {stage}_model_path is {reads}, and {stage}.yaml writes {writes}")
+            raise UserError(f"{folder}/{method}.yaml: {stage}_model_path is {reads}, and {stage}.yaml writes {writes}")
 
     outputs: dict[str, Path] = {}
     commands: dict[str, list[str]] = {}
     resolved: dict[str, dict[str, Any]] = {}
     differs: list[str] = []
     own_seed = {} if seed is None else {"seed": seed}
-    for stage in RECIPES:
+    of_seed = [f"seed{seed}"] if among and seed is not None else []
+
+    def place(beside: Path, is_own: bool, name: str) -> Path:
+        return beside.parent.joinpath(*[config.stem] * is_own, *of_seed, name)
+
+    for stage in recipes:
         own, shared = values[stage], of_folder[stage]
         output = Path(shared["output_dir"])
         for key in ("output_dir", "sft_model_path", "reward_model_path"):
             if own.get(key) != shared.get(key):
                 raise UserError(f"{config}: leave {key} out: each stage gets a folder '{config.stem}' beside {output}")
-        if own != shared or any(need in differs for need in NEEDS[stage]):
+        if own != shared or any(need in differs for need in stages[stage]):
             differs.append(stage)
-        parts = [config.stem] if stage in differs else []
-        parts += [f"seed{seed}"] if among and seed is not None else []
-        outputs[stage] = output.parent.joinpath(*parts, output.name)
-        inputs = {f"{need}_model_path": str(outputs[need]) for need in NEEDS[stage]}
+        outputs[stage] = place(output, stage in differs, output.name)
+        inputs = {f"{need}_model_path": str(outputs[need]) for need in stages[stage]}
         in_force = own | inputs | {"output_dir": str(outputs[stage])} | own_seed
         flags = _flags({key: value for key, value in in_force.items() if value != own.get(key)})
-        # A mistake in PPO's config is told before SFT runs.
+        # A mistake in the last config is told before SFT runs.
         resolved[stage] = resolve_arguments(stage, str(config), flags)
         file = config / f"{stage}.yaml" if config.is_dir() else config
         recipe = _of_project(f"recipes/{stage}.py")
         commands[stage] = [*_launch(launcher), recipe, "--config", str(file), *flags]
-    trust = ["--trust-remote-code"] if any(values[stage].get("trust_remote_code") for stage in RECIPES) else []
-    reward, ppo = outputs["reward"], outputs["ppo"]
-    beside = "" if ppo.name == "ppo" else f"{ppo.name}-"
+    trust = ["--trust-remote-code"] if any(values[stage].get("trust_remote_code") for stage in recipes) else []
+    reward, policy = outputs["reward"], outputs[method]
+    beside = "" if policy.name == "ppo" else f"{policy.name}-"
     judged = of_folder["reward"]  # what all experiments are measured by
     if judged.get("eval_files"):
         outputs["evaluate"] = reward / "evaluation"
         asked = {key.replace("_", "-"): judged.get(key, default) for key, default in EVALUATED.items()}
         commands["evaluate"] = [*_KOCHAT, "reward", "eval", str(reward), *judged["eval_files"], *_flags(asked), *trust]
-    if values["ppo"].get("use_peft") and not among:
-        outputs["merge"] = ppo.with_name(f"{beside}merged")
-        written = _flags({"adapter": ppo, "output": outputs["merge"]})
+    if values[method].get("use_peft") and not among:
+        outputs["merge"] = policy.with_name(f"{beside}merged")
+        written = _flags({"adapter": policy, "output": outputs["merge"]})
         commands["merge"] = [sys.executable, _of_project("scripts/merge_lora.py"), *written, *trust]
-    outputs["report"] = ppo.with_name(f"{beside}report")
-    commands["report"] = [*_KOCHAT, "report", str(ppo), *_flags({"output": outputs["report"]} | own_seed), *trust]
-    order = [stage for stage in NEEDS if stage in outputs]
+    own_report = not {"reward", method}.isdisjoint(differs)
+    outputs["report"] = place(Path(of_folder[method]["output_dir"]), own_report, f"{beside}report")
+    asked = {"output": outputs["report"]} | own_seed
+    if "reward" not in stages[method]:  # asked as PPO's would be, so that the two can be compared
+        ppo = read_config(config, "ppo") if (folder / "ppo.yaml").is_file() else {}
+        asked |= {"reward-model": reward, "max-new-tokens": ppo.get("response_length", (None, ""))[0]}
+    commands["report"] = [*_KOCHAT, "report", str(policy), *_flags(asked), *trust]
+    order = [stage for stage in stages if stage in outputs]
     if first is not None and first not in order:
         raise UserError(f"--from: found '{first}', expected {', '.join(order)}")
     owner = "reward" if first == "evaluate" else first
-    if owner in RECIPES and config != folder and owner not in differs:
+    if owner in recipes and config != folder and owner not in differs:
         raise UserError(f"--from {first}: that stage is not {config}'s own; run it again with {folder}")
 
     steps: list[Step] = []
     start = len(order) if first is None else order.index(first)
     for number, stage in enumerate(order):
-        output, needs = outputs[stage], [need for need in NEEDS[stage] if need in outputs]
+        output, needs = outputs[stage], [need for need in stages[stage] if need in outputs]
         done = (output / FINISHED[stage]).is_file()
         if done and stage == "evaluate":
             done = _is_of(output / FINISHED[stage], judged)
@@ -152,7 +159,7 @@ def make_plan(
         again = number >= start or any(step.command and step.stage in needs for step in steps)
         again = again or (done and any(_finished(outputs[n], n) > _finished(output, stage) for n in needs))
         if done and not again:
-            if stage in RECIPES:
+            if stage in recipes:
                 _check_settings(stage, output, resolved[stage], set(values[stage]))
             steps.append(Step(stage, output, None, "done"))
             continue
@@ -161,21 +168,28 @@ def make_plan(
             why, options = "again; what is there is renamed", ["--overwrite_output_dir", "true"]
             if not (done or again) and (checkpoint := last_checkpoint(output)):
                 why, options = f"goes on from {checkpoint.name}", ["--resume_from_checkpoint", str(checkpoint)]
-        steps.append(Step(stage, output, commands[stage] + (options if stage in RECIPES else []), why))
-    return Plan(config.stem, seed, outputs, steps)
+        steps.append(Step(stage, output, commands[stage] + (options if stage in recipes else []), why))
+    name = config.stem if method == "ppo" else f"{config.stem}, {method}"
+    return Plan(name, seed, method, outputs, steps)
 
 
-def make_plans(configs: Sequence[str], seeds: Sequence[int], launcher: str | None = None) -> list[Plan]:
-    """A plan for each seed of each config; a step that several share is in the first of them alone."""
+def make_plans(
+    configs: Sequence[str], seeds: Sequence[int], launcher: str | None = None, methods: Sequence[str] = ("ppo",)
+) -> list[Plan]:
+    """A plan for each seed of each config with each method; a step that several share is in the first of them alone."""
     plans: list[Plan] = []
-    for what, given in (("config", [Path(config).stem for config in configs]), ("seed", [*seeds])):
+    named: dict[str, list[Any]] = {
+        "config": [Path(config).stem for config in configs],
+        "seed": [*seeds],
+        "method": [*methods],
+    }
+    for what, given in named.items():
         if len(set(given)) < len(given):
             raise UserError(f"a {what} is named twice, or two have the same name: {', '.join(map(str, given))}")
-    for config in configs:
-        for seed in seeds or (None,):
-            plan = make_plan(config, None, seed, launcher, among=True)
-            before = {step.output for earlier in plans for step in earlier.steps}
-            plans.append(replace(plan, steps=[step for step in plan.steps if step.output not in before]))
+    for config, method, seed in product(configs, methods, seeds or (None,)):
+        plan = make_plan(config, None, seed, launcher, True, method)
+        before = {step.output for earlier in plans for step in earlier.steps}
+        plans.append(replace(plan, steps=[step for step in plan.steps if step.output not in before]))
     return plans
 
 
@@ -327,7 +341,7 @@ def _is_running(group: int) -> bool:
 def figures_of(plan: Plan) -> dict[str, float]:
     """What a finished run achieved, by the name of its column; a figure that the run has not is left out."""
     report = _read(plan.outputs["report"] / "report.json")
-    (ppo,), metrics = report["runs"], report["metrics"]
+    (run,), metrics, name = report["runs"], report["metrics"], plan.method.upper()
     asked = [row for row in report["answers"] if row["prompt"] not in dict(PROBES)]
     evaluation = _read(plan.outputs["evaluate"] / "evaluation.json") if "evaluate" in plan.outputs else None
     found = {
@@ -335,10 +349,10 @@ def figures_of(plan: Plan) -> dict[str, float]:
         "RM accuracy": evaluation and evaluation["accuracy"]["accuracy"],
         "RM spread": stdev(row["sft"]["score"] for row in asked),
         "right, SFT": metrics["sft"].get("right"),
-        "right, PPO": metrics[ppo].get("right"),
-        "PPO wins": report["wins"][f"{ppo} over sft"]["share"],
-        "KL": report["kl"][ppo]["mean"],
-        "tokens": metrics[ppo]["tokens"],
+        f"right, {name}": metrics[run].get("right"),
+        f"{name} wins": report["wins"][f"{run} over sft"]["share"],
+        "KL": report["kl"][run]["mean"],
+        "tokens": metrics[run]["tokens"],
     }
     return {name: value for name, value in found.items() if value is not None}
 

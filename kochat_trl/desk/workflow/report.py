@@ -1,4 +1,4 @@
-"""What a PPO run changed, in figures: base, SFT and PPO side by side."""
+"""What a run changed, in figures: base, SFT and what PPO, DPO or KTO made of it, side by side."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, compress
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 from kochat_trl.data.parse import parse
@@ -24,6 +25,7 @@ from kochat_trl.desk.workflow.worries import worries
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import load_config, load_policy, positions_of
 from kochat_trl.models.tokenizer import load_tokenizer
+from kochat_trl.ppo.rewards import RewardFunctions
 from kochat_trl.reward.score import load_scorer, score_ids
 from kochat_trl.rows.encode import encode_prompts, encode_turns
 from kochat_trl.settings.keys import ModelArguments
@@ -32,50 +34,76 @@ import yaml
 from tqdm.auto import tqdm
 
 LIMIT = 200  # prompts; chrF and the intervals hardly change beyond
+# Methods, and a key that only the settings of each have.
+MADE_BY = {"ppo": "reward_model_path", "dpo": "ld_alpha", "kto": "desirable_weight"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """The folders of a PPO run's stages, as their `resolved.yaml` name them; `settings` are PPO's."""
+    """The folders of a run's stages, as their `resolved.yaml` name them; `settings` are those of `output`.
+
+    `method` made `output` of `sft`: ppo, dpo or kto.
+    """
 
     base: str
     revision: str
     sft: Path
-    reward: Path
-    ppo: Path
+    reward: Path | None
+    output: Path
+    method: str
     settings: dict[str, Any]
 
     @classmethod
-    def of(cls, ppo: str | Path) -> "Run":
-        """The run whose PPO output is the folder `ppo`. Raises `UserError` if that isn't one, or a stage is gone."""
-        settings = _resolved(Path(ppo))
+    def of(cls, output: str | Path, reward_model: str | None = None) -> "Run":
+        """The run that ended in the folder `output`; `reward_model` scores it unless it trained against one.
+
+        Raises `UserError` if that isn't an output of PPO, DPO or KTO, or a stage is gone.
+        """
+        settings = _resolved(Path(output))
         if "sft_model_path" not in settings:
-            raise UserError(f"{ppo}: not the output of recipes/ppo.py; give that folder, such as outputs/kogpt2/ppo")
-        sft, reward = Path(settings["sft_model_path"]), Path(settings["reward_model_path"])
-        _resolved(reward)
+            raise UserError(
+                f"{output}: not the output of recipes/ppo.py, dpo.py or kto.py; give that folder, such as "
+                "outputs/kogpt2/ppo"
+            )
+        method = next(name for name, key in MADE_BY.items() if key in settings)
+        scorer = settings.get("reward_model_path") or reward_model
+        if scorer is None and not settings.get("reward_functions"):
+            raise UserError(
+                f"{output}: was trained without a reward model; say with --reward-model what scores answers"
+            )
+        settings["reward_model_path"] = scorer
+        sft, reward = Path(settings["sft_model_path"]), Path(scorer) if scorer else None
+        if reward:
+            _resolved(reward)
         started = _resolved(sft)
         base, revision = started["model_name_or_path"], started.get("model_revision", "main")
-        return cls(base, revision, sft, reward, Path(ppo), settings)
+        return cls(base, revision, sft, reward, Path(output), method, settings)
+
+    @property
+    def reward_functions(self) -> RewardFunctions:
+        """What PPO's settings name beside the reward model; older ones lack the keys."""
+        keys = dict.fromkeys(("reward_functions", "reward_weights", "target_length"))
+        return RewardFunctions(SimpleNamespace(**keys | self.settings))
 
 
-def named_runs(folders: Sequence[str | Path]) -> dict[str, Run]:
-    """The runs of PPO's output folders by name: `ppo`, or of several what tells their folders apart.
+def named_runs(folders: Sequence[str | Path], reward_model: str | None = None) -> dict[str, Run]:
+    """The runs of output folders by name: its method, such as `ppo`, or of several what tells their folders apart.
 
     Raises `UserError` if they don't start from the same SFT model, which is what they are compared with.
     """
-    runs = [Run.of(folder) for folder in folders]
+    runs = [Run.of(folder, reward_model) for folder in folders]
     for i, run in enumerate(runs[1:], start=1):
-        if run.ppo.resolve() in [earlier.ppo.resolve() for earlier in runs[:i]]:
-            raise UserError(f"{run.ppo} is named twice")
+        if run.output.resolve() in [earlier.output.resolve() for earlier in runs[:i]]:
+            raise UserError(f"{run.output} is named twice")
         if run.sft.resolve() != runs[0].sft.resolve():
             raise UserError(
-                f"{run.ppo} starts from {run.sft}, and {runs[0].ppo} from {runs[0].sft}: a page compares runs that "
-                "start from the same SFT model. `kochat run` with several configs compares others in a table"
+                f"{run.output} starts from {run.sft}, and {runs[0].output} from {runs[0].sft}: a page compares runs "
+                "that start from the same SFT model. `kochat run` with several configs compares others in a table"
             )
     if len(runs) == 1:
-        return {"ppo": runs[0]}
-    common = os.path.commonpath([run.ppo.resolve() for run in runs])
-    names = [run.ppo.resolve().relative_to(common).parts for run in runs]
+        return {runs[0].method: runs[0]}
+    common = os.path.commonpath([run.output.resolve() for run in runs])
+    names = [run.output.resolve().relative_to(common).parts for run in runs]
     while len({parts[-1] for parts in names}) == 1 and min(map(len, names)) > 1:
         names = [parts[:-1] for parts in names]
     own = ["/".join(parts) for parts in names]
@@ -119,31 +147,39 @@ def read_questions(
 
 
 def build_report(
-    folders: Sequence[str | Path], file: str | None = None, limit: int = LIMIT, seed: int = 0
+    folders: Sequence[str | Path],
+    file: str | None = None,
+    limit: int = LIMIT,
+    seed: int = 0,
+    reward_model: str | None = None,
+    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
     """All that the page shows, as JSON: `answers`, `metrics`, `wins`, `kl`, `curves`, `worries`, and the `runs`.
 
-    `folders` are the outputs of one PPO run, or of several that start from one SFT model. Each model answers every
-    prompt by sampling as the first run does (the whole distribution, its temperature and length), and the first run's
-    reward model scores all. Each also has its `loss` on the references. The course's four questions are shown, and
-    count in no figure; prompts that leave no room for an answer are left out. Raises `UserError` if a folder isn't
-    PPO's output, or if there are not two prompts.
+    `folders` are the outputs of one run, or of several that start from one SFT model. Each model answers every prompt
+    by sampling as the first run does (the whole distribution, its temperature and length, or `max_new_tokens`), and the
+    first run's reward model, or `reward_model` if it has none, or else its reward functions, score all. Each also has
+    its `loss` on the references. The course's four questions are shown, and count in no figure; prompts that leave no
+    room for an answer are left out. Raises `UserError` if a folder isn't such an output, or if there are not two
+    prompts.
     """
-    runs = named_runs(folders)
+    runs = named_runs(folders, reward_model)
     first = next(iter(runs.values()))
     prompts, references, held_out, judge = read_questions(list(runs.values()), file, limit)
-    tokenizer = load_tokenizer(str(first.ppo))
-    length, temperature = first.settings["response_length"], first.settings["temperature"]
+    tokenizer = load_tokenizer(str(first.output))
+    settings = decoding("sample")
+    length = max_new_tokens or first.settings.get("response_length", settings["max_new_tokens"])
+    temperature = first.settings.get("temperature", settings["temperature"])
     positions = positions_of(load_config(first.base, first.revision))
     all_ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts])
     fits = [positions is None or len(ids) + length <= positions for ids in all_ids]
     prompts, prompt_ids = list(compress(prompts, fits)), list(compress(all_ids, fits))
-    settings = decoding("sample") | {"max_new_tokens": length, "temperature": temperature}
+    settings |= {"max_new_tokens": length, "temperature": temperature}
     asked = [i for i, prompt in enumerate(prompts) if prompt.prompt not in dict(PROBES)]
     if len(asked) < 2:
         raise UserError(f"{len(asked)} prompts to ask; give a file of more with --prompts")
 
-    paths = {name: str(run.ppo) for name, run in runs.items()} | {"sft": str(first.sft), "base": first.base}
+    paths = {name: str(run.output) for name, run in runs.items()} | {"sft": str(first.sft), "base": first.base}
     told_of = {name: [name] for name in runs} | {"sft": [*runs], "base": []}  # whose answers each is to say log p of
     answers: dict[str, list[Response]] = {}
     logprobs: dict[tuple[str, str], list[float]] = {}  # in nats, of each answer
@@ -156,13 +192,20 @@ def build_report(
             logprobs[name, run] = _logprobs(model, list(zip(prompt_ids, answers[run], strict=True)), temperature)
         losses[name] = _loss(model, known)
         del model
-    scorer = load_scorer(str(first.reward), "float32", tokenizer)
+    scorer = load_scorer(str(first.reward), "float32", tokenizer) if first.reward else None
+    functions = first.reward_functions
+    prompt_texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in prompt_ids]
     models = ["base", "sft", *runs]
     rows: list[dict[str, Any]] = [prompt.fields | {"reference": references.get(prompt)} for prompt in prompts]
     for name in models:
         texts = [[*ids, *answer.ids] for ids, answer in zip(prompt_ids, answers[name], strict=True)]
-        for row, answer, score in zip(rows, answers[name], score_ids(scorer, tokenizer, texts), strict=True):
+        own = answers[name]
+        rewards = functions(prompt_texts, [a.text for a in own], [[*a.ids] for a in own], [a.ended for a in own])
+        alone = [{of: its[i] for of, its in rewards.items()} for i in range(len(rows))]
+        scores = score_ids(scorer, tokenizer, texts) if scorer else [functions.total(each) for each in alone]
+        for row, answer, score, its in zip(rows, answers[name], scores, alone, strict=True):
             row[name] = {"text": answer.text, "ended": answer.ended, "tokens": len(answer.ids), "score": score}
+            row[name] |= {"rewards": its} if its else {}
     counted = [rows[i] for i in asked]
     if judge is not None and all(judge.knows(row["prompt"]) for row in counted):
         for row in counted:
@@ -173,9 +216,10 @@ def build_report(
     drift = {name: [logprobs[name, name][i] - logprobs["sft", name][i] for i in asked] for name in runs}
     versus = [("sft", "base"), *((name, "sft") for name in runs)]
     report: dict[str, Any] = {
-        "runs": {name: str(run.ppo) for name, run in runs.items()},
+        "runs": {name: str(run.output) for name, run in runs.items()},
+        "methods": {name: run.method for name, run in runs.items()},
         "base": first.base,
-        "reward": str(first.reward),
+        "reward": str(first.reward or ", ".join(functions.names)),
         "seed": seed,
         "held_out": held_out,
         "prompts": len(asked),
@@ -183,8 +227,8 @@ def build_report(
         "wins": {f"{one} over {other}": _wins(counted, one, other) for one, other in versus},
         "kl": {name: _interval(gaps, "mean", "low", "high") for name, gaps in drift.items()},
         "answers": rows,
-        "curves": {"sft": _history(first.sft), "reward": _history(first.reward)}
-        | {name: _history(run.ppo) for name, run in runs.items()},
+        "curves": {"sft": _history(first.sft), "reward": _history(first.reward) if first.reward else []}
+        | {name: _history(run.output) for name, run in runs.items()},
     }
     report["worries"] = [worry for name, run in runs.items() for worry in worries(report, name, run.settings)]
     return report
@@ -221,13 +265,15 @@ def _interval(values: Sequence[float], *names: str) -> dict[str, float]:
 def _metrics(rows: Sequence[dict[str, Any]], name: str, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Means over all answers of one model; the likeness to references over those that have one."""
     answers = [row[name] for row in rows]
-    found = _interval([answer["score"] for answer in answers], "score", "score_low", "score_high") | {
+    found: dict[str, Any] = _interval([answer["score"] for answer in answers], "score", "score_low", "score_high") | {
         "tokens": fmean(answer["tokens"] for answer in answers),
         "distinct_1": distinct(ids, 1),
         "distinct_2": distinct(ids, 2),
         "ended": fmean(answer["ended"] for answer in answers),
         "hangul": fmean(hangul_share(answer["text"]) for answer in answers),
     }
+    if alone := answers[0].get("rewards"):
+        found["rewards"] = {of: fmean(answer["rewards"][of] for answer in answers) for of in alone}
     pairs = [(row[name]["text"], row["reference"]) for row in rows if row["reference"] is not None]
     if pairs:
         texts, references = zip(*pairs, strict=True)

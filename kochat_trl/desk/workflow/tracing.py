@@ -56,7 +56,10 @@ class LiveBytes(TorchDispatchMode):
 
 
 class NoValues(TorchFunctionMode):
-    """Answers what code asks of a tensor's values as if all were 1 or True: no padding, no response that ends early."""
+    """Answers what code asks of a tensor's values as if all were 1 or True: no padding, no response that ends early.
+
+    Of a vector of truths, such as KTO's labels, the places of half are given: the other half is asked for too.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -67,9 +70,10 @@ class NoValues(TorchFunctionMode):
         if name == "tolist":
             return _ones(args[0].shape)
         if name == "nonzero":
-            mask = args[0]
+            mask = args[0] if args[0].ndim > 1 else args[0][::2]
             places = torch.meshgrid(*(torch.arange(n, device=mask.device) for n in mask.shape), indexing="ij")
-            return tuple(place.reshape(-1) for place in places)
+            flat = tuple(place.reshape(-1) for place in places)
+            return flat if (kwargs or {}).get("as_tuple") else torch.stack(flat, -1)
         if name == "__getitem__" and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
             return args[0].flatten(0, args[1].ndim - 1).clone()
         return func(*args, **kwargs or {})

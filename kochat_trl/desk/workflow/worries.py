@@ -1,4 +1,4 @@
-"""What a careful reader would doubt in the figures of a PPO run."""
+"""What a careful reader would doubt in the figures of a run."""
 
 import json
 from collections.abc import Callable
@@ -17,25 +17,25 @@ class Rule(NamedTuple):
 RULES = (
     Rule(
         lambda win, kl, limit, **_: kl["high"] < 0.1 or (win["low"] <= 0.5 <= win["high"] and kl["mean"] <= limit),
-        "PPO can't be told from SFT: it wins {win[share]:.0%} [{win[low]:.0%}, {win[high]:.0%}] of {win[n]} prompts, "
-        "KL {kl[mean]:.2f} nats.",
-        "Train for longer, raise learning_rate, or lower kl_coef; look at objective/scores over the updates.",
+        "{method} can't be told from SFT: it wins {win[share]:.0%} [{win[low]:.0%}, {win[high]:.0%}] of {win[n]} "
+        "prompts, KL {kl[mean]:.2f} nats.",
+        "Train for longer, raise learning_rate, or lower {hold}; look at the curves.",
     ),
     Rule(
         lambda win, **_: win["high"] < 0.5,
-        "PPO's answers score worse than SFT's: it wins {win[share]:.0%}.",
+        "{method}'s answers score worse than SFT's: it wins {win[share]:.0%}.",
         "Lower learning_rate; look at KL.",
     ),
     Rule(
         lambda kl, limit, **_: kl["mean"] > limit,
         "The policy is {kl[mean]:.1f} nats a response from SFT (over {limit:g}).",
-        "It may have left the language: read the answers; raise kl_coef, or set kl_target.",
+        "It may have left the language: read the answers; raise {hold}, or train for less.",
     ),
     Rule(
         lambda sft, ppo, **_: "judge" in ppo and ppo["judge_high"] < sft["judge_low"] and ppo["score"] > sft["score"],
         "The reward went up ({sft[score]:.2f} → {ppo[score]:.2f}) and the judge down ({sft[judge]:.2f} → "
         "{ppo[judge]:.2f}).",
-        "Reward hacking: raise kl_coef, stop earlier, or train the reward model on more kinds of answers.",
+        "Reward hacking: raise {hold}, stop earlier, or train the reward model on more kinds of answers.",
     ),
     Rule(  # the gain is sure; a fall of the right answers need not be, for that they rose is what is claimed
         lambda sft, ppo, win, **_: "right" in ppo and win["gain_low"] > 0 and ppo["right"] < sft["right"],
@@ -51,7 +51,7 @@ RULES = (
     ),
     Rule(
         lambda sft, ppo, **_: ppo["distinct_2"] < 0.7 * sft["distinct_2"],
-        "PPO repeats itself: distinct-2 fell from {sft[distinct_2]:.2f} to {ppo[distinct_2]:.2f}.",
+        "{method} repeats itself: distinct-2 fell from {sft[distinct_2]:.2f} to {ppo[distinct_2]:.2f}.",
         "One answer for everything is what a narrow reward model asks for: read the answers side by side.",
     ),
     Rule(
@@ -62,10 +62,10 @@ RULES = (
     Rule(
         lambda sft, ppo, **_: ppo["hangul"] < 0.9 * sft["hangul"],
         "The share of Hangul fell to {ppo[hangul]:.0%}.",
-        "Read the answers; raise kl_coef.",
+        "Read the answers; raise {hold}.",
     ),
     Rule(
-        lambda baselines, **_: baselines is None,
+        lambda baselines, reward, **_: reward and baselines is None,
         "Nobody has looked at how far the reward model can be trusted.",
         "kochat reward eval {reward} FILE, with rankings that it was not trained on.",
     ),
@@ -77,7 +77,8 @@ def worries(report: dict[str, Any], name: str, settings: dict[str, Any]) -> list
 
     Each has the `run`, the `sign` that was seen, and `advice`.
     """
-    evaluation = Path(settings["reward_model_path"]) / "evaluation" / "evaluation.json"
+    evaluation = Path(settings["reward_model_path"] or "") / "evaluation" / "evaluation.json"
+    method = report["methods"][name]
     baselines = json.loads(evaluation.read_text(encoding="utf-8"))["baselines"] if evaluation.is_file() else None
     seen = {
         "sft": report["metrics"]["sft"],
@@ -86,6 +87,8 @@ def worries(report: dict[str, Any], name: str, settings: dict[str, Any]) -> list
         "kl": report["kl"][name],
         "limit": 2 * settings["kl_target"] if settings.get("kl_target") else 20.0,
         "reward": settings["reward_model_path"],
+        "method": method.upper(),
+        "hold": "kl_coef" if method == "ppo" else "beta",
         "baselines": baselines,
     }
     found = [(rule.sign.format(**seen), rule.advice.format(**seen)) for rule in RULES if rule.holds(**seen)]

@@ -31,8 +31,9 @@ def configs(tmp_path, base):
     trained = common | {"model_name_or_path": str(base), "lora_r": RANK, "max_length": 32}
     ppo = common | {"sft_model_path": "out/sft", "reward_model_path": "out/reward", "num_mini_batches": 1}
     ppo |= {"response_length": 10, "max_prompt_length": 20, "local_rollout_forward_batch_size": 4}
+    preferred = common | {"sft_model_path": "out/sft", "max_length": 32}
     (tmp_path / "set").mkdir()
-    for stage, values in {"sft": trained, "reward": trained, "ppo": ppo}.items():
+    for stage, values in {"sft": trained, "reward": trained, "ppo": ppo, "dpo": preferred, "kto": preferred}.items():
         (tmp_path / f"set/{stage}.yaml").write_text(yaml.safe_dump(values))
     return tmp_path / "set"
 
@@ -62,6 +63,34 @@ def test_weights_adapters_gradients_and_optimizer(configs):
         assert 8 * adapter < parts["optimizer"] < 8 * adapter + 1000
     assert "gradients" not in found["PPO, sampling"]
     assert found["PPO, sampling"]["trained weights"] == found["PPO, update"]["trained weights"]
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_group_methods_have_no_value_adapter(configs, method):
+    experiment = configs.parent / f"{method}.yaml"
+    experiment.write_text(f"extends: set\nadvantages: {method}\nnum_generations: 2\n")
+    found = by_phase(plan_memory(experiment))
+    for phase in ("PPO, update", "PPO, sampling"):
+        assert found[phase]["trained weights"] == 4 * ADAPTER
+        assert found[phase]["frozen weights, float32"] == 4 * (IN_MATRICES + BESIDE + 2 * ADAPTER + WIDTH)
+        assert 8 * ADAPTER < found[phase]["optimizer"] < 8 * ADAPTER + 1000
+
+
+def test_dpo_and_kto_hold_two_adapters_on_one_base(configs):
+    """A row is a pair, so that there are logits of twice as many; KTO's other answers have theirs one by one."""
+    overrides = ["--load_in_8bit", "true"]
+    found = {f.phase: f for f in plan_memory(configs, overrides, methods=["dpo", "kto"])}
+    assert list(found) == ["SFT", "reward model", "DPO", "KTO"]
+    scales = LAYERS * sum(b for _, b in MATRICES)
+    logits = 4 * 4 * 32 * VOCAB  # float32, of 4 rows of 32 tokens
+    for phase, rows in (("DPO", 8), ("KTO", 4)):
+        parts = found[phase].parts
+        assert parts["frozen weights, int8"] == IN_MATRICES
+        assert parts["frozen weights, float32"] == 4 * (BESIDE + scales + ADAPTER)
+        assert parts["trained weights"] == 4 * ADAPTER
+        assert 3 * logits * rows / 4 < parts["logits"] < 8 * logits * rows / 4
+    one = {f.phase: f.rows for f in plan_memory(configs, overrides, rows=1, methods=["dpo", "kto"])}
+    assert (one["DPO"], one["KTO"]) == (1, 2)  # KTO's least
 
 
 def test_a_base_whose_text_part_has_a_config_of_its_own(configs):
@@ -186,13 +215,20 @@ def test_a_gpu_on_the_machine_is_not_touched(configs, monkeypatch):
         ("ppo", {"use_peft": False}, "LoRA in all stages, or in none"),
         ("ppo", {"max_prompt_length": None}, "max_prompt_length of ppo is not set"),
         ("reward", {"max_length": None}, "max_length of reward is not set"),
+        ("dpo", {"max_length": None}, "max_length of dpo is not set"),
+        ("dpo", {"use_peft": False}, "LoRA in all stages, or in none"),
     ],
 )
 def test_what_is_not_planned(configs, stage, change, message):
     path = configs / f"{stage}.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
     with pytest.raises(UserError, match=message):
-        plan_memory(configs)
+        plan_memory(configs, methods=["dpo" if stage == "dpo" else "ppo"])
+
+
+def test_dpo_without_lora_is_not_planned(configs):
+    with pytest.raises(UserError, match="use_peft: planned is dpo with LoRA"):
+        plan_memory(configs, ["--use_peft", "false"], methods=["dpo"])
 
 
 def test_a_quantized_base_is_not_trained_whole(configs):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -367,6 +368,55 @@ def test_several_runs_have_folders_of_their_own_and_share_what_they_can(configs)
     assert make_plans([str(configs)], [])[0].outputs["ppo"] == Path("out/ppo")
 
 
+@pytest.fixture
+def dpo(evaluated):
+    """The set with DPO beside PPO."""
+    values = yaml.safe_load((evaluated / "ppo.yaml").read_text()) | {"output_dir": "out/dpo"}
+    del values["reward_model_path"]
+    (evaluated / "dpo.yaml").write_text(yaml.safe_dump(values))
+    with (evaluated / "ppo.yaml").open("a") as file:
+        file.write("response_length: 24\n")
+    return evaluated
+
+
+def test_a_method_takes_the_place_of_ppo(dpo):
+    """It is trained after SFT, whatever the reward model is, and scored by that, on answers as long as PPO's."""
+    plan = make_plan(dpo, method="dpo")
+    assert list(states(plan)) == ["sft", "reward", "evaluate", "dpo", "merge", "report"]
+    steps = {step.stage: step for step in plan.steps}
+    assert "recipes/dpo.py" in " ".join(steps["dpo"].command)
+    assert [str(steps[s].output) for s in ("dpo", "merge", "report")] == ["out/dpo", "out/dpo-merged", "out/dpo-report"]
+    scored = ["--reward-model", "out/reward", "--max-new-tokens", "24"]
+    assert steps["report"].command[3:] == ["report", "out/dpo", "--output", "out/dpo-report", *scored]
+    finish("sft", "dpo")
+    assert states(make_plan(dpo, method="dpo")) | {"dpo": "done"} == states(make_plan(dpo, method="dpo"))
+    (dpo / "ppo.yaml").unlink()
+    assert make_plan(dpo, method="dpo").steps[-1].command[-2:] == scored[:2]
+
+
+def test_an_experiment_on_the_reward_model_trains_no_other_dpo(dpo):
+    """Its report is another, as it is scored by another. One on the pairs is for both."""
+    outputs = make_plan(experiment(dpo, "margins", "rank_margins: true\n"), method="dpo").outputs
+    expected = {"reward": "out/margins/reward", "dpo": "out/dpo", "report": "out/margins/dpo-report"}
+    assert {stage: str(outputs[stage]) for stage in expected} == expected
+    outputs = make_plan(experiment(dpo, "pairs", "pairs: adjacent\n"), method="dpo").outputs
+    assert str(outputs["dpo"]) == "out/pairs/dpo"
+
+
+def test_several_methods_are_several_runs(dpo):
+    plans = make_plans([str(dpo)], [3, 4], methods=["dpo", "ppo"])
+    assert [(plan.name, plan.seed) for plan in plans] == [
+        *(("configs, dpo", 3), ("configs, dpo", 4), ("configs", 3), ("configs", 4))
+    ]
+    assert [[step.stage for step in plan.steps] for plan in plans] == [
+        *[["sft", "reward", "evaluate", "dpo", "report"]] * 2,
+        *[["ppo", "report"]] * 2,
+    ]
+    assert flags(plans[1].steps[3])["--sft_model_path"] == "out/seed4/sft"
+    with pytest.raises(UserError, match="a method is named twice"):
+        make_plans([str(dpo)], [], methods=["dpo", "dpo"])
+
+
 def test_the_table_of_several_runs(evaluated, capsys):
     """Means by hand; half an interval of 0.1, 0.2, 0.3: 4.303 · 0.1 / √3."""
     plans = make_plans([str(evaluated), str(experiment(evaluated, "kl", "kl_coef: 0\n"))], [0, 1, 2])
@@ -457,6 +507,9 @@ def test_the_pipeline_runs_and_goes_on(tiny_base, kochatgpt_files, tmp_path, koc
 
     monkeypatch.chdir(tmp_path)
 
+    def report_of(method):
+        return json.loads((tmp_path / f"out/{method}-report/report.json").read_text(encoding="utf-8"))
+
     def run(*words):
         code, printed = kochat("run", "set", *words)
         assert code == 0, printed
@@ -478,3 +531,17 @@ def test_the_pipeline_runs_and_goes_on(tiny_base, kochatgpt_files, tmp_path, koc
     assert (tmp_path / "out/merged-1/model.safetensors").read_bytes() == weights
     assert (tmp_path / "out/report/report.html-1").is_file()
     assert run().count("done") >= 5
+
+    # Two methods in PPO's place, on what is there.
+    for method in ("dpo", "kto"):
+        values = common | {"sft_model_path": "out/sft", "output_dir": f"out/{method}", "max_steps": 2}
+        values |= {"train_files": [kochatgpt_files["reward"]], "per_device_train_batch_size": 2}
+        del values["lora_r"]
+        (tmp_path / f"set/{method}.yaml").write_text(yaml.safe_dump(values))
+    printed = run("--methods", "dpo", "kto")
+    assert (tmp_path / "out/sft/metrics.json").stat().st_mtime == before
+    assert {"set, dpo", "set, kto"} <= set(re.findall(r"set, \w+", printed))
+    for method in ("dpo", "kto"):
+        page = (tmp_path / f"out/{method}-report/report.html").read_text(encoding="utf-8")
+        assert f"What {method.upper()} changed" in page
+        assert max(row[method]["tokens"] for row in report_of(method)["answers"]) <= 4

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kochat_trl.data.probes import PROBES
 from kochat_trl.data.records import Prompt, conversation
+from kochat_trl.data.text import hangul_share
 from kochat_trl.desk.answers.generate import Response, decoding, generate_answers, mean_logprob
 from kochat_trl.desk.sample.sample import Judge, make_questions, write_sample_data
 from kochat_trl.desk.statistics import mean_interval, wilson_interval
@@ -275,6 +276,25 @@ def test_several_runs_on_one_page(report, several):
     assert page.count("<svg") == 6
 
 
+def test_dpo_beside_ppo_is_scored_by_its_reward_model_and_alone_by_one_that_is_named(run, several, tmp_path):
+    dpo = run / "dpo"
+    shutil.copytree(run / "sft", dpo)
+    settings = {"sft_model_path": str(run / "sft"), "ld_alpha": None, "eval_files": [], "train_files": []}
+    (dpo / "resolved.yaml").write_text(yaml.safe_dump(settings))
+    history = [{"step": i, "loss": 0.7 - i / 9, "rewards/margins": float(i)} for i in range(3)]
+    (dpo / "metrics.json").write_text(json.dumps({"history": history}))
+    with pytest.raises(UserError, match=r"trained without a reward model; say with --reward-model"):
+        build_report([dpo])
+    alone = build_report([dpo], seed=1, reward_model=str(run / "reward"), max_new_tokens=6)
+    assert alone["metrics"]["sft"] == several["metrics"]["sft"]
+    assert alone["metrics"]["dpo"] == several["metrics"]["again/ppo"]
+    page = render_page(alone)
+    assert "What DPO changed" in page
+    assert "DPO margin" in page
+    assert page.count("<svg") == 5  # scores; SFT loss, reward loss, DPO loss and margin
+    assert {row["dpo"]["tokens"] <= 6 for row in alone["answers"]} == {True}
+
+
 def test_names_of_runs_are_what_tells_their_folders_apart(run, tmp_path):
     folders = [tmp_path / name for name in ("a/ppo", "b/c/ppo")]
     for folder in folders:
@@ -314,7 +334,7 @@ def test_prompts_without_room_are_left_out(run, write, tiny_tokenizer):
 def test_folders_that_are_no_run(run, tmp_path):
     with pytest.raises(UserError, match=r"no resolved\.yaml there"):
         build_report([tmp_path])
-    with pytest.raises(UserError, match=r"not the output of recipes/ppo\.py"):
+    with pytest.raises(UserError, match=r"not the output of recipes/ppo\.py, dpo\.py or kto\.py"):
         build_report([run / "sft"])
 
 
@@ -328,6 +348,33 @@ def test_the_page_needs_nothing_else(report):
     assert not re.findall(r"@import|url\((?!#)", page)
     assert page.count("<svg") == 6  # scores, score against KL; SFT loss, reward loss, PPO score and KL
     assert "SFT held-out loss: 2.500" in page
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_reward_functions_are_shown_alone(run, tmp_path, with_model):
+    """Beside the reward model's score; without one the score is what the functions give by their weights."""
+    copied = shutil.copytree(run, tmp_path / "run")
+    path = copied / "ppo/resolved.yaml"
+    own = {"reward_functions": ["length", "hangul"], "reward_weights": [2.0, -0.5], "target_length": 3}
+    own |= {} if with_model else {"reward_model_path": None}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | own))
+    history = [entry | {"rewards/length/mean": -0.5, "rewards/hangul/mean": 0.25} for entry in HISTORY["ppo"]]
+    (copied / "ppo/metrics.json").write_text(json.dumps({"history": history}))
+    report = build_report([copied / "ppo"], seed=1)
+    for row in report["answers"]:
+        expected = {"length": -abs(row["ppo"]["tokens"] - 3) / 3, "hangul": hangul_share(row["ppo"]["text"])}
+        assert row["ppo"]["rewards"] == pytest.approx(expected)
+        total = 2 * expected["length"] - 0.5 * expected["hangul"]
+        assert (row["ppo"]["score"] == pytest.approx(total)) == (not with_model)
+    for name in MODELS:
+        counted = [row[name]["rewards"]["length"] for row in report["answers"] if row["prompt"] not in FOUR]
+        metrics = report["metrics"][name]
+        assert metrics["rewards"]["length"] == pytest.approx(sum(counted) / len(counted))
+        assert metrics["rewards"]["hangul"] == metrics["hangul"]
+    assert report["reward"] == (str(run / "reward") if with_model else "length, hangul")
+    page = render_page(report)
+    assert "<td>length <small>reward function alone</small></td>" in page
+    assert "PPO rewards/length" in page
 
 
 def test_the_courses_questions_come_before_the_other_answers(report):

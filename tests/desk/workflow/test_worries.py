@@ -13,6 +13,7 @@ def fine():
     """Figures that nothing is wrong with."""
     metrics = {"tokens": 20.0, "distinct_2": 0.8, "ended": 0.9, "hangul": 0.95, "score": 0.0}
     return {
+        "methods": {"ppo": "ppo"},
         "metrics": {name: dict(metrics) for name in ("base", "sft", "ppo")},
         "wins": {"ppo over sft": {"share": 0.8, "low": 0.7, "high": 0.87, "n": 100}},
         "kl": {"ppo": {"mean": 4.0, "low": 3.0, "high": 5.0}},
@@ -25,6 +26,10 @@ def settings(tmp_path):
     rules = {"longer answer wins": {"beaten": True}, "more Hangul wins": {"beaten": True}}
     (tmp_path / "evaluation/evaluation.json").write_text(json.dumps({"baselines": rules}))
     return {"reward_model_path": str(tmp_path), "kl_target": None}
+
+
+def test_a_run_without_a_reward_model_is_not_told_to_evaluate_it(fine):
+    assert worries(fine, "ppo", {"reward_model_path": None}) == []
 
 
 def test_nothing_to_worry_about(fine, settings):
@@ -73,6 +78,14 @@ def test_far_from_sft_without_scoring_better_is_not_too_near(fine, settings):
 def test_the_kl_target_is_the_measure(fine, settings):
     assert worries(fine, "ppo", settings | {"kl_target": 2.5}) == []
     assert "over 3.8" in worries(fine, "ppo", settings | {"kl_target": 1.9})[0]["sign"]
+
+
+def test_a_worry_of_dpo_names_its_own_keys(fine, settings):
+    fine["methods"]["ppo"] = "dpo"
+    fine["kl"]["ppo"] = {"mean": 0.01, "low": -0.02, "high": 0.04}
+    (found,) = worries(fine, "ppo", settings)
+    assert found["sign"].startswith("DPO can't be told from SFT")
+    assert "lower beta" in found["advice"]
 
 
 def test_the_reward_up_and_the_judge_down(fine, settings):

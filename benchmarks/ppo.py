@@ -12,7 +12,8 @@ up, and the median of the others counts.
 - `trl`: its value and reward models are whole, as in its own examples, and the value model is trained whole.
 - `trl_lora_value`: its value model has a LoRA adapter too.
 
-In all of them a mini-batch of 8 goes through a model in one pass.
+In all of them a mini-batch of 8 goes through a model in one pass. `evaluate` is no part of an update: greedy answers to
+8 prompts and their scores, once, in the end.
 
     python benchmarks/ppo.py --growth
 
@@ -174,7 +175,8 @@ def run_contender(name: str, folder: str, updates: int, length: int) -> dict[str
     if ours:
         steps = len(phases["step"]) // updates
         found = {key: sum(times) / len(times) * (steps if key == "step" else 1) for key, times in phases.items()}
-        result["phases"] = found
+        evaluation = trainer.evaluate(trainer.train_dataset.select(range(8)))  # as many prompts as an update has
+        result["phases"] = found | {"evaluate": evaluation["eval_runtime"]}
     if name == "adapter":
         rate = matmul_rate()
         flops = count_flops(trainer)

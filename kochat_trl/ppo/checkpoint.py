@@ -40,6 +40,8 @@ def save_checkpoint(trainer: Any) -> Path:
     """Write all that the next update of `trainer`, a PPOTrainer, depends on, and return the folder."""
     accelerator, state = trainer.accelerator, trainer.state
     folder = Path(trainer.args.output_dir) / f"checkpoint-{state.global_step}"
+    if state.best_global_step == state.global_step:
+        state.best_model_checkpoint = str(folder)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -64,7 +66,7 @@ def save_checkpoint(trainer: Any) -> Path:
     if accelerator.is_main_process:
         set_aside(folder)
         unfinished.rename(folder)
-        drop_old_checkpoints(folder, trainer.args.save_total_limit)
+        drop_old_checkpoints(folder, trainer.args.save_total_limit, state.best_model_checkpoint)
     accelerator.wait_for_everyone()
     return folder
 
@@ -77,13 +79,7 @@ def load_checkpoint(trainer: Any, path: Path, state_class: Any) -> None:
     if changed := [name for name in now if now[name] != then[name]]:
         pairs = ", ".join(f"{name}: {then[name]} then, {now[name]} now" for name in changed)
         raise UserError(f"{path}: is of another run ({pairs}); use the config that it was made with")
-    weights, parameters = load_file(path / "weights.safetensors"), checkpointed(trainer.roles)
-    here, there = ({name: w.shape for name, w in some.items()} for some in (parameters, weights))
-    if odd := sorted(name for name in here | there if here.get(name) != there.get(name)):
-        raise UserError(f"{path}: is of other models; its first odd weight is {odd[0]}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+    load_weights(trainer.roles, path)
     training = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
     trainer.optimizer.load_state_dict(training["optimizer"])
     trainer.lr_scheduler.load_state_dict(training["scheduler"])
@@ -93,8 +89,25 @@ def load_checkpoint(trainer: Any, path: Path, state_class: Any) -> None:
     trainer.state = state_class.load_from_json(str(path / "trainer_state.json"))
     trainer.state.is_local_process_zero = trainer.is_local_process_zero()
     trainer.state.is_world_process_zero = trainer.is_world_process_zero()
+    best = Path(trainer.state.best_model_checkpoint or path)
+    if not best.is_dir():
+        best = path.parent / best.name  # both were moved
+        trainer.state.best_model_checkpoint = str(best)
+    if trainer.args.load_best_model_at_end and not best.is_dir():
+        raise UserError(f"{path}: {best.name}, the best so far, is gone; put it beside this one")
     trainer._load_callback_state()
     trainer._load_rng_state(str(path))
+
+
+def load_weights(roles: Roles, path: Path) -> None:
+    """Give `roles` the weights in the checkpoint `path`; `UserError` if it is of other models."""
+    weights, parameters = load_file(path / "weights.safetensors"), checkpointed(roles)
+    here, there = ({name: w.shape for name, w in some.items()} for some in (parameters, weights))
+    if odd := sorted(name for name in here | there if here.get(name) != there.get(name)):
+        raise UserError(f"{path}: is of other models; its first odd weight is {odd[0]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
 
 
 def checkpointed(roles: Roles) -> dict[str, nn.Parameter]:
@@ -115,11 +128,15 @@ def _identity(trainer: Any) -> dict[str, Any]:
     return {name: getattr(trainer.args, name) for name in names} | {"prompts": len(trainer.train_dataset)}
 
 
-def drop_old_checkpoints(newest: Path, keep: int | None) -> None:
-    """Delete all checkpoints beside `newest` but the last `keep` to be written (save_total_limit); none without it."""
+def drop_old_checkpoints(newest: Path, keep: int | None, best: str | None = None) -> None:
+    """Delete all checkpoints beside `newest` but the last `keep` to be written (save_total_limit); none without it.
+
+    The newest and the best are always kept, and count.
+    """
+    always = {newest, Path(best or newest)}
     folders = [path for path in newest.parent.glob("checkpoint-*") if path.name[11:].isdigit()]
-    folders.sort(key=lambda path: (path == newest, path.stat().st_mtime))
-    for path in folders[: -keep if keep else 0]:
+    folders.sort(key=lambda path: (path in always, path.stat().st_mtime))
+    for path in folders[: -max(keep, len(always)) if keep else 0]:
         shutil.rmtree(path)
 
 

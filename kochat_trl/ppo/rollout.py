@@ -50,7 +50,7 @@ def sample_responses(
     stop_ids: Collection[int],
     batch_size: int,
 ) -> list[list[int]]:
-    """Sample a response to each prompt (token ids) from softmax(logits / temperature), the whole of it.
+    """Sample a response to each prompt (token ids) from softmax(logits / temperature), the whole of it; at 0 greedily.
 
     A response ends after one of `stop_ids`, part of it, or at `response_length` tokens. Each has a generator of its
     own, seeded by `seeds`, so it doesn't depend on the rows beside it (beyond rounding of the logits). Prompts of
@@ -108,14 +108,19 @@ def _padded(rows: Sequence[Sequence[int]], side: str, device: Any) -> tuple[Tens
 def next_tokens(
     policy: Role, ids: Tensor, mask: Tensor, cache: DynamicCache, uniform: Tensor, temperature: float
 ) -> Tensor:
-    """The token after each row of `ids`, (n, 1), drawn by `uniform` (n, 1); `mask` covers the cache and `ids`."""
+    """The token after each row of `ids`, (n, 1), drawn by `uniform` (n, 1), or with a temperature of 0 the likeliest.
+
+    `mask` covers the cache and `ids`.
+    """
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     output = policy.backbone(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
     )
-    logits = policy.head(output.last_hidden_state[:, -1]) / temperature
+    logits = policy.head(output.last_hidden_state[:, -1])
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
     # The token where the running sum of probabilities passes a uniform number.
-    running = logits.softmax(-1).double().cumsum(-1)
+    running = (logits / temperature).softmax(-1).double().cumsum(-1)
     tokens = torch.searchsorted(running, uniform * running[:, -1:], right=True)
     return tokens.clamp(max=logits.shape[-1] - 1)
 

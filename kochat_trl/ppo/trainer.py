@@ -12,11 +12,11 @@ from kochat_trl.errors import UserError
 from kochat_trl.files import set_aside
 from kochat_trl.models.loading import positions_of
 from kochat_trl.models.template import stop_ids
-from kochat_trl.ppo import checkpoint, guards, log, objective
+from kochat_trl.ppo import checkpoint, evaluation, guards, log, objective
 from kochat_trl.ppo.rewards import RewardFunctions
 from kochat_trl.ppo.roles import Roles, adapter_parameters, roles_of, switch_dropout_off
 from kochat_trl.ppo.rollout import MiniBatch, Rollout, Trajectory, draw_prompts, sample_responses, seed_of
-from kochat_trl.ppo.step import StepStats, Whole, add_gradients, forward_reward, group_advantages, score_rollout
+from kochat_trl.ppo.step import StepStats, Whole, add_gradients, group_advantages, score_rollout
 from kochat_trl.settings.checks import check_ppo
 from kochat_trl.settings.ppo import PPOConfig, divide_batches
 
@@ -146,6 +146,7 @@ class PPOTrainer(Trainer):
 
         Raises `UserError` where a run has gone wrong: numbers that aren't finite, KL beyond `kl_limit`, a policy that
         stays as it was, responses that never end. SIGTERM and Ctrl-C save a checkpoint after the update, and exit.
+        With `load_best_model_at_end` the weights are in the end those of the best checkpoint.
         """
         args, state = self.args, self.state
         if resume_from_checkpoint:
@@ -165,6 +166,8 @@ class PPOTrainer(Trainer):
         self._first_update, self._updates_without_end = state.global_step, 0
         self._weights_before = guards.fingerprint(self._policy_parameters())
         self.control = self.callback_handler.on_train_begin(args, state, self.control)
+        if args.eval_on_start and not state.global_step:
+            self.evaluate()
         with checkpoint.CaughtSignals() as caught:
             for update in range(state.global_step, args.num_total_batches):
                 started = time.perf_counter()
@@ -176,6 +179,10 @@ class PPOTrainer(Trainer):
                 self.log(metrics | {"eps": args.batch_size / (time.perf_counter() - started)})
                 self.lr_scheduler.step()
                 self.control = self.callback_handler.on_step_end(args, state, self.control)
+                if self.control.should_evaluate:
+                    metrics = self.evaluate()
+                    if self.control.should_save or not args.load_best_model_at_end:  # else there is none to load
+                        self._determine_best_metric(metrics, trial=None)
                 stopped = self._on_any_process(caught.number is not None)
                 if self.control.should_save or stopped:
                     folder = checkpoint.save_checkpoint(self)
@@ -192,6 +199,9 @@ class PPOTrainer(Trainer):
         if self.control.should_save:
             checkpoint.save_checkpoint(self)
             self.control = self.callback_handler.on_save(args, state, self.control)
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            logger.info("Kept: %s, the best by %s", state.best_model_checkpoint, args.metric_for_best_model)
+            checkpoint.load_weights(self.roles, Path(state.best_model_checkpoint))
 
     def _update(self, update: int) -> dict[str, float]:
         """One rollout, and the steps on it; returns its metrics."""
@@ -261,26 +271,27 @@ class PPOTrainer(Trainer):
             guards.check_ends(update, self._updates_without_end, self.args)
 
     def sample(self, update: int, indices: list[int]) -> Rollout:
-        """Every process answers its share of the prompts, num_generations times each, and gets the answers of all."""
-        size = self.args.num_generations
-        prompts = [ids for ids in self._prompt_ids([self.train_dataset[i] for i in indices]) for _ in range(size)]
-        mine = range(self.accelerator.process_index, len(prompts), self.accelerator.num_processes)
-        seeds = [seed_of(self.args.seed, "sample", update, indices[row // size]) + row % size for row in mine]
-        responses = self._respond([prompts[row] for row in mine], seeds, self.args.temperature)
+        """The prompts of an update, each answered num_generations times."""
+        args, size = self.args, self.args.num_generations
+        prompts = [ids for ids in self.prompt_ids([self.train_dataset[i] for i in indices]) for _ in range(size)]
+        seeds = [seed_of(args.seed, "sample", update, i) + number for i in indices for number in range(size)]
+        return self.answer(prompts, seeds, args.temperature, args.score_after_eos)
+
+    def answer(
+        self, prompts: list[list[int]], seeds: list[int], temperature: float, score_after_eos: bool = False
+    ) -> Rollout:
+        """Every process answers its share of the prompts, and gets the answers of all."""
+        args, accelerator = self.args, self.accelerator
+        length, rows = args.response_length, args.local_rollout_forward_batch_size
+        mine = range(accelerator.process_index, len(prompts), accelerator.num_processes)
+        with accelerator.autocast():
+            policy, texts, own = self.roles.policy, [prompts[row] for row in mine], [seeds[row] for row in mine]
+            responses = sample_responses(policy, texts, own, length, temperature, self.stop_ids, rows)
         everyone = dict(gather_object(list(zip(mine, responses, strict=True))))
-        return self._rollout(prompts, [everyone[row] for row in range(len(prompts))], self.args.score_after_eos)
+        responses = [everyone[row] for row in range(len(prompts))]
+        return Rollout.of(prompts, responses, length, self.stop_ids, score_after_eos, accelerator.device)
 
-    def _respond(self, prompts: list[list[int]], seeds: list[int], temperature: float) -> list[list[int]]:
-        args, rows = self.args, self.args.local_rollout_forward_batch_size
-        with self.accelerator.autocast():
-            policy, stops = self.roles.policy, self.stop_ids
-            return sample_responses(policy, prompts, seeds, args.response_length, temperature, stops, rows)
-
-    def _rollout(self, prompts: list[list[int]], responses: list[list[int]], score_after_eos: bool) -> Rollout:
-        length, device = self.args.response_length, self.accelerator.device
-        return Rollout.of(prompts, responses, length, self.stop_ids, score_after_eos, device)
-
-    def _prompt_ids(self, rows: list[Any]) -> list[list[int]]:
+    def prompt_ids(self, rows: list[Any]) -> list[list[int]]:
         if self._collate is None:
             return [list(row["input_ids"]) for row in rows]
         batch = self._collate(rows)
@@ -366,23 +377,22 @@ class PPOTrainer(Trainer):
         dataset = kwargs.pop("dataset", dataset_name)
         super().create_model_card(model_name=model_name, dataset=dataset, tags=tags, **kwargs)
 
-    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Dataset | None = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Answer all prompts of `eval_dataset` greedily; logs and returns the metrics of `evaluation.evaluate`."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics = evaluation.evaluate(self, dataset, metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
     def generate_completions(self, sampling: bool = False) -> None:
-        """Print answers to the first prompts of `eval_dataset`, nearly greedy, and their scores."""
+        """Print greedy answers to the first prompts of `eval_dataset`, and their scores."""
         if self.eval_dataset is None:
             return
-        size, count = self.args.per_device_eval_batch_size, len(self.eval_dataset)
-        count = min(count, size) if sampling else count
-        prompts = self._prompt_ids([self.eval_dataset[i] for i in range(count)])
-        seeds = [seed_of(self.args.seed, "completions", i) for i in range(count)]
-        rollout = self._rollout(prompts, self._respond(prompts, seeds, temperature=0.01), score_after_eos=False)
-        scores = torch.zeros(count, dtype=self.dtype, device=rollout.tokens.device)
-        with self.accelerator.autocast():
-            for start in range(0, count, size):
-                if self.roles.reward:
-                    batch = rollout.micro_batch(range(start, min(count, start + size)))
-                    scores[batch.rows] = forward_reward(self.roles.reward, batch).to(self.dtype)
-        if functions := self.reward_functions:
-            scores += functions.total(functions.of_rollout(rollout, range(count), self.processing_class))
+        count = len(self.eval_dataset)
+        count = min(count, self.args.per_device_eval_batch_size) if sampling else count
+        rollout, _, scores = evaluation.greedy_answers(self, self.eval_dataset, count)
         if self.is_world_process_zero():
             log.print_answers(self.processing_class, rollout, scores.tolist())

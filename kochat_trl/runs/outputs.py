@@ -98,8 +98,10 @@ def train(trainer: Any, args: Arguments) -> dict[str, Any]:
     checkpoint = args.training.resume_from_checkpoint
     with full_disk_told(args.training.output_dir):
         done = trainer.train(**({} if checkpoint is None else {"resume_from_checkpoint": checkpoint}))
-        if done is None:  # PPO, which has no evaluation
-            return trainer.state.log_history[-1]
+        if done is None:  # PPO: the update whose policy is kept, and its evaluation
+            state = trainer.state
+            kept = (args.training.load_best_model_at_end and state.best_global_step) or state.log_history[-1]["step"]
+            return {key: value for log in state.log_history if log["step"] == kept for key, value in log.items()}
         return done.metrics | (trainer.evaluate() if trainer.eval_dataset is not None else {})
 
 

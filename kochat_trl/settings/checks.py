@@ -16,7 +16,10 @@ CHOICES = {"kl_estimator": ["k1", "k2", "k3"], "advantages": ["gae", "rloo", "gr
 CHOICES |= {"scale_rewards": ["group", "none"], "loss_type": ["grpo", "dapo", "dr_grpo"]}
 # Keys that TRL's own PPOTrainer has not: `engine: trl` would ignore them.
 OURS = ["value_model", "kl_target", "kl_horizon", "normalize_scores", "score_clip", "score_after_eos", "kl_limit"]
-OURS += ["guard_updates", "advantages", "num_generations", "reward_functions"]
+OURS += ["guard_updates", "advantages", "num_generations", "eval_strategy", "eval_on_start"]
+OURS += ["reward_functions"]
+# What `ppo/evaluation.py` says of answers, and of reward functions the mean of each.
+EVALUATED = ["score", "length", "ended"]
 # Keys that mean nothing without a value function (but `lam: 1`, by which a reward reaches all tokens before it, as it
 # does there), and keys of GRPO alone.
 OF_VALUES = ["value_model", "vf_coef", "cliprange_value", "gamma", "lam", "whiten_rewards", "score_after_eos"]
@@ -29,11 +32,11 @@ REWARD_FUNCTIONS = ("hangul", "polite", "ended", "repetition", "length", "overlo
 
 def check_values(stage: Stage, values: Any) -> None:
     """Raise `UserError` for values, attributes of `values`, with which the recipe of `stage` can't run."""
+    for key, off in (("eval_strategy", "no"), ("eval_on_start", False)):
+        if getattr(values, key) != off and not values.eval_files:
+            raise UserError(f"{key}: found {getattr(values, key)}, and there are no eval_files to evaluate on")
     if stage == "ppo":
         check_ppo(values)
-        return
-    if values.eval_strategy != "no" and not values.eval_files:
-        raise UserError(f"eval_strategy: found {values.eval_strategy}, and there are no eval_files to evaluate on")
     if stage == "dpo":
         check_dpo(values)
     if stage == "kto":
@@ -52,10 +55,10 @@ def check_ppo(args: Any) -> None:
         )
     if args.temperature <= 0:
         raise UserError(f"temperature: found {args.temperature}, expected above 0: PPO learns from samples")
-    if args.save_strategy not in ("no", "steps"):
-        raise UserError("save_strategy: expected no or steps: PPO has no epochs to save after")
-    if args.eval_strategy != "no" or args.load_best_model_at_end:
-        raise UserError("eval_strategy, load_best_model_at_end: PPO has no evaluation; set num_sample_generations")
+    for key in ("save_strategy", "eval_strategy"):
+        if getattr(args, key) not in ("no", "steps"):
+            raise UserError(f"{key}: found {getattr(args, key)}, expected no or steps: PPO counts updates, not epochs")
+    _check_evaluation(args)
     for key, choices in CHOICES.items():
         if getattr(args, key) not in choices:
             raise UserError(f"{key}: found '{getattr(args, key)}', expected {', '.join(choices[:-1])} or {choices[-1]}")
@@ -77,6 +80,27 @@ def check_ppo(args: Any) -> None:
             raise UserError("kl_estimator: TRL's PPOTrainer has k1 and k3; set one, or engine: kochat")
         if args.resume_from_checkpoint is not None:
             raise UserError("TRL's PPOTrainer can't resume; start the run again in a new output_dir")
+
+
+def _check_evaluation(args: Any) -> None:
+    """Raise `UserError` for keys of evaluation that don't fit each other."""
+    if args.eval_strategy == "steps" and not args.eval_steps:
+        raise UserError("eval_steps: is not set; say after how many updates to evaluate, 10, say")
+    metric, names = args.metric_for_best_model, [f"rewards/{name}/mean" for name in args.reward_functions or []]
+    if metric is not None and metric.removeprefix("eval_") not in EVALUATED + names:
+        raise UserError(f"metric_for_best_model: found '{metric}', expected eval_{', eval_'.join(EVALUATED + names)}")
+    if not args.load_best_model_at_end:
+        return
+    if "no" in (args.eval_strategy, args.save_strategy):
+        raise UserError(
+            "load_best_model_at_end: needs eval_strategy: steps and save_strategy: steps, to find and keep it"
+        )
+    times = args.save_steps / args.eval_steps
+    if round(times) < 1 or abs(times - round(times)) > 1e-9:
+        raise UserError(
+            f"load_best_model_at_end: save_steps ({args.save_steps:g}) isn't a multiple of eval_steps "
+            f"({args.eval_steps:g}), so a checkpoint would have no evaluation; set both to {args.eval_steps:g}"
+        )
 
 
 def _check_groups(args: Any, rollout: int) -> None:

@@ -88,7 +88,7 @@ def output_of(trainer: PPOTrainer) -> Path:
 
 
 def logs(trainer: PPOTrainer) -> list[dict[str, float]]:
-    return [{k: v for k, v in log.items() if k != "eps"} for log in trainer.state.log_history]
+    return [{k: v for k, v in log.items() if k not in ("eps", "eval_runtime")} for log in trainer.state.log_history]
 
 
 def samples(trainer: PPOTrainer, update: int) -> list[dict[str, Any]]:

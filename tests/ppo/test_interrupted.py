@@ -159,7 +159,8 @@ def test_two_processes_learn_what_one_does(launch, arguments, sft, tiny_reward, 
     # Three small updates of SGD: Adam, or a step that clips many ratios, blows a rounding of the sums up, and a later
     # update may then sample another token.
     arguments = [*arguments, "--optim", "sgd", "--learning_rate", "0.005", "--max_grad_norm", "0"]
-    arguments += ["--total_episodes", "12", "--save_strategy", "no"]
+    arguments += ["--total_episodes", "12", "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", "1"]
+    arguments += ["--eval_files", arguments[arguments.index("--train_files") + 1]]
     if method != "gae":  # each process has one answer to each of the two prompts
         arguments += ["--advantages", method, "--num_generations", "2", "--kl_estimator", "k3"]
     finish(start(arguments, tmp_path / "one"), tmp_path / "one")
@@ -175,3 +176,7 @@ def test_two_processes_learn_what_one_does(launch, arguments, sft, tiny_reward, 
         assert largest > 1e-3
         for key in begun:
             assert float((two[key] - one[key]).abs().max()) <= 1e-3 * largest, key
+    found = [json.loads((tmp_path / name / "metrics.json").read_text())["history"] for name in ("one", "two")]
+    scores, expected = ([entry["eval_score"] for entry in history if "eval_score" in entry] for history in found)
+    assert scores == pytest.approx(expected, rel=1e-3)
+    assert len(scores) == 3

@@ -45,6 +45,7 @@ SHORT = {
         *["--local_rollout_forward_batch_size", "4", "--response_length", "6"],
     ],
 }
+WATCHED = ["--eval_strategy", "steps", "--eval_steps", "1", "--eval_on_start", "true"]
 
 
 def command(stage, files, tiny_base, output, **paths):
@@ -121,7 +122,9 @@ def test_tensorboard_has_what_the_history_has(
     """`report_to` is transformers': every number of the history, at its step, read back from the event file."""
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))
     paths = ppo_paths(outputs) if stage == "ppo" else {}
-    recipe(stage, *command(stage, kochatgpt_files, tiny_base, tmp_path / "out", **paths), "--report_to", "tensorboard")
+    more = ["--eval_files", kochatgpt_files["ppo"], *WATCHED] if stage == "ppo" else []
+    arguments = [*command(stage, kochatgpt_files, tiny_base, tmp_path / "out", **paths), *more]
+    recipe(stage, *arguments, "--report_to", "tensorboard")
     events = EventAccumulator(str(tmp_path / "runs"))
     events.Reload()
     written = {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
@@ -131,6 +134,32 @@ def test_tensorboard_has_what_the_history_has(
     assert len(expected) >= 2
     found = next(steps for tag, steps in written.items() if tag in (key, f"train/{key}"))
     assert found == pytest.approx(expected, rel=1e-5)
+    if stage == "ppo":
+        scores = {entry["step"]: entry["eval_score"] for entry in history if "eval_score" in entry}
+        assert list(scores) == [0, 1, 2]
+        assert written["eval/score"] == pytest.approx(scores, rel=1e-5)
+
+
+def test_ppos_metrics_are_those_of_the_policy_that_is_kept(outputs, kochatgpt_files, tiny_base, tmp_path, recipe):
+    """The first of two updates: the answers of the second are no longer."""
+    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "out", **ppo_paths(outputs))
+    best = ["--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end", "true"]
+    metric = ["--metric_for_best_model", "eval_length"]
+    recipe("ppo", *arguments, "--eval_files", kochatgpt_files["ppo"], *WATCHED, *best, *metric)
+    metrics = read(tmp_path / "out", "metrics.json")
+    lengths = [entry["eval_length"] for entry in metrics["history"] if entry["step"] and "eval_length" in entry]
+    kept = 1
+    assert lengths[0] >= lengths[1]
+    of_it = [entry for entry in metrics["history"] if entry["step"] == kept]
+    assert [("objective/kl" in entry, "eval_score" in entry) for entry in of_it] == [(True, False), (False, True)]
+    del metrics["history"]
+    assert metrics == of_it[0] | of_it[1]
+    saved = load_file(tmp_path / "out/adapter_model.safetensors")
+    checkpoint = load_file(tmp_path / f"out/checkpoint-{kept}/weights.safetensors")
+    for name, weight in saved.items():
+        there = [w for n, w in checkpoint.items() if n.endswith(name.replace(".weight", ".policy.weight"))]
+        assert len(there) == 1
+        assert torch.equal(there[0], weight)
 
 
 def test_the_licence_of_kogpt2_is_in_the_card(tmp_path):

@@ -5,22 +5,31 @@ from dataclasses import fields
 
 from kochat_trl.errors import UserError
 from kochat_trl.settings.checks import DPO_LOSSES, OURS
-from kochat_trl.settings.parse import changed_setting, resolve_arguments
+from kochat_trl.settings.parse import changed_setting, parse_arguments, resolve_arguments
 
 import pytest
 import yaml
 from trl import DPOConfig
 
 PPO = "train_files: [a]\nsft_model_path: a\nreward_model_path: b\noutput_dir: c\n"
+EVALUATED = "eval_files: [b]\neval_strategy: steps\neval_steps: 4\n"
+BEST = EVALUATED + "save_strategy: steps\nload_best_model_at_end: true\n"
 OTHER = "train_files: [a]\nmodel_name_or_path: a\noutput_dir: c\n"
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("save_strategy: epoch", "save_strategy: expected no or steps"),
-        ("eval_strategy: steps", "PPO has no evaluation"),
-        ("load_best_model_at_end: true", "PPO has no evaluation"),
+        ("save_strategy: epoch", "save_strategy: found epoch, expected no or steps"),
+        ("eval_strategy: steps", "eval_strategy: found steps, and there are no eval_files"),
+        ("eval_on_start: true", "eval_on_start: found True, and there are no eval_files"),
+        ("eval_files: [b]\neval_strategy: epoch", "eval_strategy: found epoch, expected no or steps"),
+        ("eval_files: [b]\neval_strategy: steps", "eval_steps: is not set; say after how many updates"),
+        ("metric_for_best_model: loss", "found 'loss', expected eval_score, eval_length, eval_ended"),
+        ("load_best_model_at_end: true", "needs eval_strategy: steps and save_strategy: steps"),
+        (EVALUATED + "save_strategy: 'no'\nload_best_model_at_end: true", "needs eval_strategy: steps and save_strat"),
+        (BEST + "save_steps: 6", r"save_steps \(6\) isn't a multiple of eval_steps \(4\).* set both to 4"),
+        (BEST + "save_steps: 2", r"save_steps \(2\) isn't a multiple of eval_steps \(4\)"),
         ("per_device_train_batch_size: 4\nnum_mini_batches: 3", "a rollout of 4 .* doesn't divide into 3 mini-batches"),
         ("missing_eos_penalty: 1.0", "missing_eos_penalty: no response can end itself"),
         ("stop_token: eos\nstop_token_id: 1", "stop_token and stop_token_id are both set"),
@@ -43,6 +52,19 @@ def test_ppos_mistakes_are_told_when_its_config_is_read(write, lines, message):
     resolve_arguments("ppo", write("ppo.yaml", PPO), [])
     with pytest.raises(UserError, match=f"ppo.yaml: .*{message}"):
         resolve_arguments("ppo", write("ppo.yaml", PPO + lines), [])
+
+
+@pytest.mark.parametrize("lines", ["save_steps: 8", "metric_for_best_model: eval_length\nsave_steps: 4"])
+def test_evaluations_that_fit_the_checkpoints(write, lines):
+    assert parse_arguments("ppo", write("ppo.yaml", PPO + BEST + lines), []).training.greater_is_better
+
+
+def test_shares_of_a_run_count_as_steps_do(write):
+    text = PPO + BEST.replace("eval_steps: 4", "eval_steps: 0.1") + "save_steps: 0.3\n"
+    training = parse_arguments("ppo", write("ppo.yaml", text), []).training
+    assert (training.metric_for_best_model, training.save_steps) == ("eval_score", 0.3)
+    with pytest.raises(UserError, match=r"save_steps \(0.25\) isn't a multiple of eval_steps \(0.1\)"):
+        parse_arguments("ppo", write("ppo.yaml", text), ["--save_steps", "0.25"])
 
 
 def test_rules_may_do_without_a_reward_model(write):
@@ -71,14 +93,18 @@ VALUES = {
     "guard_updates": 5,
     "advantages": "rloo",
     "num_generations": 2,
+    "eval_strategy": "steps",
+    "eval_on_start": True,
     "reward_functions": ["hangul"],
 }
+BESIDE = {"advantages": {"num_generations": 2}, "eval_strategy": {"eval_files": ["b"], "eval_steps": 1}}
+BESIDE |= {"eval_on_start": {"eval_files": ["b"]}}
 GROUPS = {"advantages": "grpo", "num_generations": 4}
 
 
 @pytest.mark.parametrize("key", sorted({*OURS, *VALUES}))
 def test_keys_that_trls_engine_would_ignore_are_refused(write, key):
-    text = PPO + yaml.safe_dump({key: VALUES[key]} | ({"num_generations": 2} if key == "advantages" else {}))
+    text = PPO + yaml.safe_dump({key: VALUES[key]} | BESIDE.get(key, {}))
     resolve_arguments("ppo", write("ppo.yaml", text), [])
     with pytest.raises(UserError, match=f"{key}: TRL's PPOTrainer has nothing like it"):
         resolve_arguments("ppo", write("ppo.yaml", text), ["--engine", "trl"])

@@ -348,6 +348,25 @@ def judge_of(file: str | Path) -> Judge | None:
     return Judge(question for part in make_questions(json.loads(path.read_text())["seed"]) for question in part)
 
 
+def right(prompts: Sequence[str], completions: Sequence[str], ended: Sequence[bool], **_: Any) -> list[float]:
+    """As one of PPO's `reward_functions`: 1 for an answer that the judge calls right, else 0.
+
+    A prompt is in its template, the question in a line of its own; no answer to a question that the judge doesn't know
+    is right.
+    """
+    judge, found = _whole_judge(), []
+    for prompt, completion, end in zip(prompts, completions, ended, strict=True):
+        known = [line for line in prompt.splitlines() if judge.knows(line)]
+        found.append(float(any(judge.verdict(line, completion, end)["correct"] for line in known)))
+    return found
+
+
+@cache
+def _whole_judge() -> Judge:
+    """Of all questions: seeds differ in which of them are held out."""
+    return Judge(question for part in make_questions(0) for question in part)
+
+
 def _named(answers: Iterable[str], text: str) -> list[str]:
     """The answers that a word of ``text`` starts with; what follows may be a particle."""
     words = " ".join(["", *re.findall(r"\w+", text)])

@@ -19,6 +19,7 @@ CURVES = {
     "reward": {"loss": "reward model loss", "eval_accuracy": "reward model held-out pair accuracy"},
     "ppo": {
         "objective/scores": "PPO score",
+        "eval_score": "PPO held-out score, greedy",
         "objective/kl": "PPO KL from SFT, nats a response",
         "objective/response_tokens": "PPO response tokens",
         "policy/entropy_avg": "PPO entropy, nats a token",
@@ -48,7 +49,13 @@ def render_page(report: dict[str, Any]) -> str:
     template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     runs, histories = list(report["runs"]), report["curves"]
     plots, numbers = [], []
-    own = {key for name in runs for entry in histories[name] for key in entry if key.startswith("rewards/")}
+    own = {
+        key
+        for name in runs
+        for entry in histories[name]
+        for key in entry
+        if key.startswith(("rewards/", "eval_rewards/"))
+    }
     alone = {key: f"PPO {key.removesuffix('/mean')}" for key in sorted(own)}
     for stage, titles in (CURVES | {"ppo": CURVES["ppo"] | alone}).items():
         for key, title in titles.items():

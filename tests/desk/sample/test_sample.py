@@ -9,7 +9,15 @@ from pathlib import Path
 from statistics import fmean
 
 from kochat_trl.desk.sample import sample
-from kochat_trl.desk.sample.sample import Judge, Question, judge_of, make_questions, with_particle, write_sample_data
+from kochat_trl.desk.sample.sample import (
+    Judge,
+    Question,
+    judge_of,
+    make_questions,
+    right,
+    with_particle,
+    write_sample_data,
+)
 from tests.tiny import ROOT
 
 import pytest
@@ -387,3 +395,17 @@ def test_every_question_scores_as_its_qualities_say(seed):
         assert full == 1.0, question
         assert curt == pytest.approx(0.8), question
         assert wrong == pytest.approx(0.6), question
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_as_a_reward_function_it_finds_the_question_in_the_template(seed):
+    everything = [question for part in make_questions(seed) for question in part]
+    judge, questions = Judge(everything), everything[::50]
+    prompts = [f"### Instruction(명령어):\n{question.prompt}\n\n### Response(응답):" for question in questions]
+    for name in ("full", "wrong", "curt"):
+        answers = [getattr(question, name) for question in questions]
+        verdicts = [judge.verdict(q.prompt, answer, True) for q, answer in zip(questions, answers, strict=True)]
+        found = right(prompts, answers, [True] * len(prompts), completion_ids=[])
+        assert found == [float(verdict["correct"]) for verdict in verdicts]
+        assert set(found) == {float(name != "wrong")}
+    assert right(["모르는 질문", *prompts[:1]], [questions[0].full] * 2, [True] * 2) == [0.0, 1.0]

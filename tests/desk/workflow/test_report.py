@@ -37,6 +37,7 @@ HISTORY = {
     "reward": [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.5}, {"step": 2, "eval_accuracy": 0.9}],
     "ppo": [{"step": i, "objective/scores": i / 2, "objective/kl": float(i)} for i in range(3)],
 }
+HISTORY["ppo"] += [{"step": 0, "eval_score": 0.5}, {"step": 2, "eval_score": 0.75}]
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +274,7 @@ def test_several_runs_on_one_page(report, several):
     assert {"ppo", "again/ppo"} == {worry["run"] for worry in several["worries"]}
     page = render_page(several)
     assert "KL of again/ppo from SFT" in page
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
 
 
 def test_dpo_beside_ppo_is_scored_by_its_reward_model_and_alone_by_one_that_is_named(run, several, tmp_path):
@@ -346,7 +347,7 @@ def test_the_page_needs_nothing_else(report):
     links = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
     assert all(link.startswith(("#", "data:")) for link in links)
     assert not re.findall(r"@import|url\((?!#)", page)
-    assert page.count("<svg") == 6  # scores, score against KL; SFT loss, reward loss, PPO score and KL
+    assert page.count("<svg") == 7  # scores, score against KL; SFT loss, reward loss, PPO score, held out too, and KL
     assert "SFT held-out loss: 2.500" in page
 
 

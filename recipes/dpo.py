@@ -1,7 +1,7 @@
 """DPO, in place of reward model and PPO: make the better of two answers likelier, straight from the rankings.
 
     accelerate launch recipes/dpo.py                                      # configs/kogpt2/dpo.yaml
-    accelerate launch recipes/dpo.py --config configs/tiny/dpo.yaml --beta 0.3 --loss_type ipo
+    accelerate launch recipes/dpo.py --config configs/tiny/dpo.yaml --beta 0.1 --loss_type ipo
 
 Needs the output of SFT (`sft_model_path`). docs/preference.md has the loss, and the keys.
 """

@@ -1,9 +1,10 @@
-"""Write the tables of docs/data.md, docs/hardware.md, docs/bases.md and docs/experiments.md.
+"""Write the tables of docs/data.md, docs/hardware.md, docs/bases.md, docs/experiments.md and docs/methods.md.
 
     python scripts/tables.py data                         # from the tables of kochat_trl/data/shapes.py
     python scripts/tables.py hardware                     # from shapes alone, and benchmarks/memory.py; half an hour
     python scripts/tables.py bases                        # benchmarks/architectures.py; two minutes
     make demo && python scripts/tables.py experiments     # runs every experiment over three seeds, if not done; an hour
+    make demo && python scripts/tables.py methods         # likewise every method; half an hour
 
 A table stands between `<!-- NAME -->` and `<!-- end -->` in its document, and is written there.
 """
@@ -13,8 +14,12 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
+from math import comb
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from kochat_trl.errors import UserError, run
 
@@ -34,6 +39,17 @@ EXPERIMENTS = {
     "estimator": ["kl_k3"],
     "value": ["value_shared"],
 }
+# Row of docs/methods.md → its config, and what takes PPO's place.
+METHODS = {
+    "DPO": (SET, "dpo"),
+    "KTO": (SET, "kto"),
+    "RLOO": ("configs/experiments/rloo.yaml", "ppo"),
+    "GRPO": ("configs/experiments/grpo.yaml", "ppo"),
+    "PPO, value an adapter": (SET, "ppo"),
+    "PPO, value shared": ("configs/experiments/value_shared.yaml", "ppo"),
+    "PPO with a rule": ("configs/experiments/rule.yaml", "ppo"),
+}
+BEST_OF = (1, 2, 4, 8, 16)
 PRECISIONS = {
     "float32": ["--load_in_8bit", "false", "--bf16", "false"],
     "bf16": ["--load_in_8bit", "false"],
@@ -130,6 +146,122 @@ def experiments() -> Iterator[tuple[str, str]]:
         yield table, as_markdown(compare_runs(plans))
 
 
+def methods() -> Iterator[tuple[str, str]]:
+    """Every method over the seeds, which are run first; draws docs/methods.png too."""
+    from kochat_trl.desk.answers.best_of import kl_of_best
+    from kochat_trl.desk.workflow.pipeline import as_markdown, cell, make_plans, run_plan
+
+    console, plans = Console(), {}
+    for row, (config, method) in METHODS.items():
+        plans[row] = make_plans([config], SEEDS, methods=[method])
+        run_plan([step for plan in plans[row] for step in plan.steps], console)
+    base = plans["PPO, value an adapter"]
+    best = [best_of_sft(plan) for plan in base]
+    costs = {stage: [cost_of(plan, stage) for plan in base] for stage in ("sft", "reward")}
+    rows = {"SFT": [found[1] | cost for found, cost in zip(best, costs["sft"], strict=True)]}
+    rows |= {"reward model": costs["reward"]}
+    rows |= {f"best of {n}": [found[n] for found in best] for n in (4, 16)}
+    rows |= {row: [figures_of_method(plan) for plan in its] for row, its in plans.items()}
+    bounds = {"SFT": "0"} | {f"best of {n}": f"≤ {kl_of_best(n):.2f}" for n in (4, 16)}
+    columns = ["right", "score", "KL", "seconds", "MiB"]
+    lines = [["", *columns]]
+    for row, seeds in rows.items():
+        cells = {key: cell([found[key] for found in seeds if key in found]) for key in columns}
+        lines.append([row, *(cells | ({"KL": bounds[row]} if row in bounds else {})).values()])
+    plot_methods({row: rows[row] for row in METHODS}, {kl_of_best(n): [found[n] for found in best] for n in BEST_OF})
+    yield "methods", as_markdown(lines)
+
+
+def figures_of_method(plan: Any) -> dict[str, float]:
+    """Of one seed, as its report has them: the share of right answers, the reward model's mean score, KL in nats."""
+    report = json.loads((plan.outputs["report"] / "report.json").read_text(encoding="utf-8"))
+    (run,) = report["runs"]
+    metrics = report["metrics"][run]
+    found = {"right": metrics["right"], "score": metrics["score"], "KL": report["kl"][run]["mean"]}
+    return found | cost_of(plan, plan.method)
+
+
+def cost_of(plan: Any, stage: str) -> dict[str, float]:
+    """Seconds of a stage's training, and the peak of its process above what importing its recipe takes."""
+    texts = [(plan.outputs[stage] / name).read_text(encoding="utf-8") for name in ("metrics.json", "environment.json")]
+    metrics, environment = map(json.loads, texts)
+    return {"seconds": metrics["train_runtime"], "MiB": (environment["peak_ram_bytes"] - importing(stage)) / 2**20}
+
+
+@cache
+def importing(stage: str) -> int:
+    """Bytes that a recipe takes before it does anything."""
+    code = f"import recipes.{stage}; from kochat_trl.runs.outputs import peak_ram; print(peak_ram())"
+    return int(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def best_of_sft(plan: Any) -> dict[int, dict[str, float]]:
+    """The best of n answers of SFT to the report's questions, by the reward model: how many are right, and its score.
+
+    Each question is answered as often as the largest n, once; of fewer, every choice of n of those answers counts.
+    """
+    from kochat_trl.data.probes import PROBES
+    from kochat_trl.desk.answers.best_of import sample_answers
+    from kochat_trl.desk.answers.generate import decoding
+    from kochat_trl.desk.workflow.report import Run, read_questions
+    from kochat_trl.models.loading import load_policy
+    from kochat_trl.models.tokenizer import load_tokenizer
+    from kochat_trl.reward.score import load_scorer, score_ids
+    from kochat_trl.rows.encode import encode_prompts
+    from kochat_trl.settings.keys import ModelArguments
+
+    run = Run.of(plan.outputs["ppo"])
+    prompts, _, _, judge = read_questions([run], None)
+    prompts = [prompt for prompt in prompts if prompt.prompt not in dict(PROBES)]
+    tokenizer = load_tokenizer(str(run.sft))
+    model = load_policy(str(run.sft), ModelArguments(dtype="float32"), tokenizer)
+    settings = decoding("sample", [f"max_new_tokens={run.settings['response_length']}"])
+    answers = sample_answers(model, tokenizer, prompts, settings, max(BEST_OF), seed=plan.seed)
+    ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts])
+    texts = [[*own, *answer.ids] for own, its in zip(ids, answers, strict=True) for answer in its]
+    scores = iter(score_ids(load_scorer(str(run.reward), "float32", tokenizer), tokenizer, texts))
+    found: dict[int, dict[str, list[float]]] = {n: {"right": [], "score": []} for n in BEST_OF}
+    for prompt, its in zip(prompts, answers, strict=True):
+        own = [next(scores) for _ in its]
+        right = [judge.verdict(prompt.prompt, answer.text, answer.ended)["correct"] for answer in its]
+        for n, lists in found.items():
+            lists["right"].append(mean_of_best(n, own, right))
+            lists["score"].append(mean_of_best(n, own, own))
+    return {n: {key: fmean(values) for key, values in lists.items()} for n, lists in found.items()}
+
+
+def mean_of_best(n: int, scores: Sequence[float], values: Sequence[float]) -> float:
+    """The mean value of the answer that scores highest, over all choices of n of the answers."""
+    in_order = sorted(range(len(scores)), key=scores.__getitem__)
+    return sum(comb(below, n - 1) * values[i] for below, i in enumerate(in_order)) / comb(len(scores), n)
+
+
+def plot_methods(rows: dict[str, list[dict[str, float]]], best: dict[float, list[dict[str, float]]]) -> None:
+    """Right answers against KL: a point a method with its 95 % intervals over the seeds, and a curve for best of n."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from kochat_trl.desk.statistics import half_interval
+
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    shares = [[found["right"] for found in seeds] for seeds in best.values()]
+    middle, half = [fmean(share) for share in shares], [half_interval(share) for share in shares]
+    axis.errorbar([*best], middle, half, fmt="o-", color="0.5", label="best of n from SFT (KL at most)", capsize=2)
+    for n, kl, share in zip(BEST_OF, best, middle, strict=True):
+        axis.annotate(f"n = {n}" if n > 1 else "SFT", (kl, share), (4, -12), textcoords="offset points", fontsize=8)
+    for row, seeds in rows.items():
+        (x, xerr), (y, yerr) = (
+            (fmean(values), half_interval(values))
+            for values in zip(*((s["KL"], s["right"]) for s in seeds), strict=True)
+        )
+        axis.errorbar(x, y, yerr, xerr, fmt="o", label=row, capsize=2)
+    axis.set(xlabel="KL from SFT, nats a response", ylabel="right answers, held-out questions")
+    axis.legend(fontsize=8)
+    figure.savefig(DOCS / "methods.png", dpi=110)
+
+
 def fill(path: Path, name: str, table: str) -> None:
     """Put the table in its place in a document."""
     text = path.read_text(encoding="utf-8")
@@ -141,7 +273,7 @@ def fill(path: Path, name: str, table: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    tables = {"data": data, "hardware": hardware, "bases": bases, "experiments": experiments}
+    tables = {"data": data, "hardware": hardware, "bases": bases, "experiments": experiments, "methods": methods}
     parser.add_argument("document", choices=tables)
     document = parser.parse_args().document
     for name, table in tables[document]():

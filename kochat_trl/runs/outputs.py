@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,14 @@ def train(trainer: Any, args: Arguments) -> dict[str, Any]:
     """Train, from a checkpoint if one is given, and evaluate where there is held-out data; returns the metrics."""
     trainer.add_callback(KeepSettings(args.resolved))
     checkpoint = args.training.resume_from_checkpoint
+    started = time.perf_counter()
     with full_disk_told(args.training.output_dir):
         done = trainer.train(**({} if checkpoint is None else {"resume_from_checkpoint": checkpoint}))
         if done is None:  # PPO: the update whose policy is kept, and its evaluation
             state = trainer.state
             kept = (args.training.load_best_model_at_end and state.best_global_step) or state.log_history[-1]["step"]
-            return {key: value for log in state.log_history if log["step"] == kept for key, value in log.items()}
+            found = {key: value for log in state.log_history if log["step"] == kept for key, value in log.items()}
+            return found | {"train_runtime": time.perf_counter() - started}
         return done.metrics | (trainer.evaluate() if trainer.eval_dataset is not None else {})
 
 
@@ -149,11 +152,18 @@ def environment(args: Arguments) -> dict[str, Any]:
         "commit": _commit(),
         "device": torch.cuda.get_device_name(state.device) if gpu else platform.processor() or "cpu",
         "peak_gpu_bytes": torch.cuda.max_memory_allocated(state.device) if gpu else None,
+        "peak_ram_bytes": peak_ram(),
         "world_size": state.num_processes,
         "backend": torch.distributed.get_backend() if state.use_distributed else None,
         "seed": args.training.seed,
         "data_sha256": {file: _sha256(file) for file in files if Path(file).is_file()},  # not of a dataset
     }
+
+
+def peak_ram() -> int | None:
+    """The most memory that this process has held, in bytes; None where there is no /proc to say so."""
+    status = Path("/proc/self/status")
+    return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 if status.is_file() else None
 
 
 def _sha256(file: str) -> str:

@@ -98,6 +98,8 @@ def test_what_a_run_says_of_itself(outputs, stage, kochatgpt_files, tiny_base):
     assert environment["data_sha256"][str(data)] == hashlib.sha256(data.read_bytes()).hexdigest()
     assert (environment["world_size"], environment["seed"]) == (1, 0)
     assert environment["packages"]["trl"] == trl.__version__
+    assert 2**27 < environment["peak_ram_bytes"] < 2**35  # torch alone is more than 128 MiB
+    assert read(outputs / stage, "metrics.json")["train_runtime"] > 0
     card = (outputs / stage / "README.md").read_text(encoding="utf-8")
     assert f"trained by kochat_trl from `{outputs / 'sft' if stage == 'ppo' else tiny_base}`" in card
     head = yaml.safe_load(card.split("---")[1])

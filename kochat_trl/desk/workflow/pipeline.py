@@ -366,11 +366,12 @@ def compare_runs(plans: Sequence[Plan]) -> list[list[str]]:
     lines = [["", *columns]]
     for config, runs in by_config.items():
         cells = [[run[column] for run in runs if column in run] for column in columns]
-        lines.append([config, *(_cell(values) for values in cells)])
+        lines.append([config, *(cell(values) for values in cells)])
     return lines
 
 
-def _cell(values: Sequence[float]) -> str:
+def cell(values: Sequence[float]) -> str:
+    """The mean, ± half Student's 95 % interval where there are several."""
     if not values:
         return "–"
     digits = 1 if fmean(values) > 10 else 3 if fmean(values) < 1 else 2

@@ -58,19 +58,19 @@ def decoded(file: str, stream: BinaryIO, encoding: str) -> Iterator[str]:
     more bytes than one, such as UTF-16, that line is the last one before, since it is decoded in blocks.
     """
     codec = codecs.lookup(encoding)
-    number = 0
-    try:
-        if codec.name in ("utf-8", "utf-8-sig"):
-            lines = _utf8_lines(file, stream)
-        elif "\n".encode(codec.name) != b"\n":
-            lines = _wide_lines(file, stream, codec.name)
-        else:
-            lines = _narrow_lines(file, stream, codec)
-        for number, line in enumerate(lines, start=1):  # noqa: B007 (the line of an error)
-            yield line
-    except (OSError, EOFError, zlib.error) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{file}, line {number + 1}: can't be read on: {reason}") from None
+    if codec.name in ("utf-8", "utf-8-sig"):
+        return _utf8_lines(file, stream)
+    if "\n".encode(codec.name) != b"\n":
+        return _wide_lines(file, stream, codec.name)
+    return _narrow_lines(file, stream, codec)
+
+
+_CUT = (OSError, EOFError, zlib.error)
+
+
+def _cut(file: str, line: int, error: Exception) -> UserError:
+    reason = str(error).partition("\n")[0]
+    return UserError(f"{file}, line {line}: can't be read on: {reason}")
 
 
 def _utf8_lines(file: str, stream: BinaryIO) -> Iterator[str]:
@@ -83,6 +83,8 @@ def _utf8_lines(file: str, stream: BinaryIO) -> Iterator[str]:
     except UnicodeDecodeError as error:
         where = f"{file}, line {number}"
         raise UserError(f"{where}: not UTF-8 at byte {error.start} of the line.{_try_cp949(line)}") from None
+    except _CUT as error:
+        raise _cut(file, number + 1, error) from None
 
 
 def _narrow_lines(file: str, stream: BinaryIO, codec: codecs.CodecInfo) -> Iterator[str]:
@@ -99,6 +101,8 @@ def _narrow_lines(file: str, stream: BinaryIO, codec: codecs.CodecInfo) -> Itera
         where = f" at byte {error.start} of the line" if isinstance(error, UnicodeDecodeError) else ""
         hint = "Name the encoding that it is in: cp949, utf-8 or utf-16 for most Korean files."
         raise UserError(f"{file}, line {max(number, 1)}: not {codec.name}{where}. {hint}") from None
+    except _CUT as error:
+        raise _cut(file, number + 1, error) from None
 
 
 def _wide_lines(file: str, stream: BinaryIO, encoding: str) -> Iterator[str]:
@@ -109,6 +113,8 @@ def _wide_lines(file: str, stream: BinaryIO, encoding: str) -> Iterator[str]:
     except UnicodeError as error:
         reason = error.reason if isinstance(error, UnicodeDecodeError) else error
         raise UserError(f"{file}, line {max(number, 1)}: not {encoding} here or after it: {reason}") from None
+    except _CUT as error:
+        raise _cut(file, number + 1, error) from None
 
 
 def _say(encoding: str) -> str:

@@ -56,8 +56,9 @@ def check_ppo(args: Any) -> None:
     if args.temperature <= 0:
         raise UserError(f"temperature: found {args.temperature}, expected above 0: PPO learns from samples")
     for key in ("save_strategy", "eval_strategy"):
-        if getattr(args, key) not in ("no", "steps"):
-            raise UserError(f"{key}: found {getattr(args, key)}, expected no or steps: PPO counts updates, not epochs")
+        if (value := getattr(args, key)) not in ("no", "steps"):
+            found = getattr(value, "value", value)  # of an enum, in a script
+            raise UserError(f"{key}: found {found}, expected no or steps: PPO counts updates, not epochs")
     _check_evaluation(args)
     for key, choices in CHOICES.items():
         if getattr(args, key) not in choices:

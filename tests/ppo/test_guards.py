@@ -196,7 +196,7 @@ def test_logits_that_change_after_the_head_are_refused(build, folders):
     ("settings", "message"),
     [
         ({"stop_token": None, "missing_eos_penalty": 1.0}, "no response can end itself without a stop token"),
-        ({"save_strategy": "epoch"}, "save_strategy: expected no or steps"),
+        ({"save_strategy": "epoch"}, "save_strategy: found epoch, expected no or steps"),
         ({"kl_estimator": "kl3"}, "kl_estimator: found 'kl3'"),
         ({"kl_target": 0.0}, "kl_target: found 0.0"),
         ({"total_episodes": 0}, "total_episodes: found 0"),

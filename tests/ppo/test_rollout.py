@@ -316,7 +316,8 @@ def models(kind, value_model):
 
 def score(roles, made, batches=BATCHES, temperature=0.7, dtype=torch.float64):
     """What is set of a trajectory, by name."""
-    return vars(score_rollout(roles, made, [made.micro_batch(rows) for rows in batches], temperature, dtype))
+    scored = score_rollout(roles, made, [made.micro_batch(rows) for rows in batches], temperature, dtype)
+    return {name: numbers for name, numbers in vars(scored).items() if name != "rewards"}  # functions', set later
 
 
 @torch.no_grad()

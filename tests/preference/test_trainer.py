@@ -120,20 +120,26 @@ def test_the_loss_of_pairs_is_the_paper_s(build, loss):
     assert all(".default." in name for name in gradients)
 
 
-@pytest.mark.parametrize(("weights", "seed"), [((2.0, 0.5), 13), ((1.0, 1.0), 3)], ids=["KL above 0", "clamped"])
-def test_the_loss_of_labels_is_the_paper_s(build, weights, seed):
+@pytest.mark.parametrize(("weights", "above"), [((2.0, 0.5), True), ((1.0, 1.0), False)], ids=["KL above 0", "clamped"])
+def test_the_loss_of_labels_is_the_paper_s(build, weights, above):
     """Ethayarajh et al. 2402.01306, equation 8, with the KL of the batch's prompts with each other's answers."""
-    trainer = moved(build("kto", desirable_weight=weights[0], undesirable_weight=weights[1]), seed=seed)
+    trainer = build("kto", desirable_weight=weights[0], undesirable_weight=weights[1])
     rows = list(trainer.train_dataset)[:6]
     assert {row["label"] for row in rows} == {True, False}
+    answers = [row["completion_ids"] for row in rows]
+    others = [answers[-1], *answers[:-1]]
+
+    def mean_log_ratio(seed):
+        moved(trainer, seed)
+        return sum(log_ratio(trainer, r["prompt_ids"], other) for r, other in zip(rows, others, strict=True)) / len(
+            rows
+        )
+
+    kl = next(kl for kl in map(mean_log_ratio, range(40)) if (kl > 0.1 if above else kl < -0.1))
+    kl = kl.detach().clamp(min=0)
     found, gradients = loss_and_gradients(
         trainer, trainer.compute_loss(trainer.model, poisoned(trainer.data_collator(rows)))
     )
-    answers = [row["completion_ids"] for row in rows]
-    others = [answers[-1], *answers[:-1]]
-    kl = sum(log_ratio(trainer, r["prompt_ids"], other) for r, other in zip(rows, others, strict=True)) / len(rows)
-    assert (kl > 0.1) == (seed == 13)
-    kl = kl.detach().clamp(min=0)
     losses = []
     for row in rows:
         gain = BETA * (log_ratio(trainer, row["prompt_ids"], row["completion_ids"]) - kl)

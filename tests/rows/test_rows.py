@@ -130,7 +130,7 @@ BROKEN = [
             RANKED | {"ranking": ranking},
             "field 'ranking': found .* expected indices from 0 to 1, best first, none twice",
         )
-        for ranking in ([0, 0], [1, 3], "나가", [True, False], [0, 1, 2], [0, []], [[[0]], 1], [0.0, 1])
+        for ranking in ([0, 0], [1, 3], "나가", [True, False], [0, 1, 2], [0, []], [[[0]], 1], [0.5, 1])
     ],
     ("preference", RANKED | {"ranking": None}, "expected what it says of the answers"),
     (
@@ -262,7 +262,7 @@ def test_a_dataset_of_the_hub_is_read_by_its_name(tmp_path, monkeypatch):
     (folder / "test.jsonl").write_text('{"prompt": "라"}\n', encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     rows = list(read_records("owner/korean"))
-    assert [row.fields for row in rows] == [{"prompt": "가", "completion": "나"}, {"prompt": "다"}]
+    assert [row.fields for row in rows] == [{"prompt": "가", "completion": "나"}, {"prompt": "다", "completion": None}]
     assert str(rows[1].source) == "owner/korean, record 1"
     assert parsed("owner/korean:test", "prompt") == [Prompt("라")]
     with pytest.raises(UserError, match=r"owner/nothing: there is no such file, and `datasets` can't load it"):

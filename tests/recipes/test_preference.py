@@ -67,7 +67,7 @@ def test_resume_goes_on_exactly(stage, recipe, command, tmp_path):
 
 @pytest.mark.parametrize(
     ("stage", "processes"),
-    [("dpo", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("dpo", 1), ("kto", 1), ("kto", 2)))],
+    [pytest.param(*case, marks=pytest.mark.slow) for case in (("dpo", 1), ("dpo", 2), ("kto", 1), ("kto", 2))],
 )
 def test_the_launcher_runs_it(stage, processes, launch, command, tiny_sft, tmp_path):
     output = tmp_path / stage

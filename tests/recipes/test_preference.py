@@ -65,10 +65,9 @@ def test_resume_goes_on_exactly(stage, recipe, command, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize(
-    ("stage", "processes"),
-    [pytest.param(*case, marks=pytest.mark.slow) for case in (("dpo", 1), ("dpo", 2), ("kto", 1), ("kto", 2))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("stage", ["dpo", "kto"])
 def test_the_launcher_runs_it(stage, processes, launch, command, tiny_sft, tmp_path):
     output = tmp_path / stage
     done = launch(stage, *command(stage, output, "--use_cpu", "true"), processes=processes)

@@ -61,7 +61,7 @@ class Example:
 
     def text(self, field: str, value: Any) -> str:
         """`value`, if it is a non-empty string that can be written as UTF-8; content parts are joined."""
-        if isinstance(value, str) and value.strip() and (value.isascii() or _is_whole(value)):
+        if isinstance(value, str) and value and not value.isspace() and (value.isascii() or _is_whole(value)):
             return value
         if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
             value = self.parts(field, value)
@@ -224,7 +224,7 @@ class Example:
 
     def answers(self, asked: Asked, named: Sequence[tuple[str, Any]]) -> tuple[Asked, tuple[str, ...]]:
         """The answers under some fields, and what they stand after: all the same, and `asked` if that is told too."""
-        if asked.texts and all([isinstance(value, str) and not shapes.is_dialogue(value) for _, value in named]):
+        if asked.texts and all([isinstance(value, str) and value[:1] not in shapes.MAY_BEGIN for _, value in named]):
             return asked, tuple([self.text(field, value) for field, value in named])
         read = [(field, *self.answer(field, value, not asked.texts)) for field, value in named]
         for field, before, _ in read:
@@ -316,8 +316,7 @@ class Example:
         if order == "best_first" and base is None and not self.plan.numbered:
             expected = f"numbers that tell whether they count from 0 or from 1: those of all {count} answers, or a 0"
             raise self.error(field, value, expected, "unclear")
-        first = shapes.number_of(self.plan.numbered[0]) if self.plan.numbered else None
-        if order == "best_first" and first and first[1].lstrip("0") == "1" and base != 1:
+        if order == "best_first" and self.plan.first == 1 and base != 1:
             expected = f"all numbers from 1 to {count}, as '{self.plan.numbered[0]}' is the first answer"
             raise self.error(field, value, expected, "unclear")
         try:

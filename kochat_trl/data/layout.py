@@ -78,6 +78,12 @@ class Plan:
         return tuple(path[0] for path in paths) if whole else ()
 
     @cached_property
+    def first(self) -> int | None:
+        """The number of the first of numbered answers; None where they have letters, or are a list."""
+        number = shapes.number_of(self.numbered[0]) if self.numbered else None
+        return int(number[1]) if number and number[1].isdigit() else None
+
+    @cached_property
     def asks(self) -> Role | None:
         """The role of what stands before the answers; None where whole dialogues are compared."""
         roles = (role for role in ("messages", "text", "prompt") if role in self.paths and role not in self.repeats)

@@ -140,7 +140,8 @@ def _sft(read: Example) -> list[Record]:
     named = read.candidates() if "completions" in read.plan.paths else [read.get("completion")]
     asked, answers = read.answers(asked, named)
     _check_asks(read, asked)
-    read.check_distinct(named, answers)
+    if len(answers) > 1:
+        read.check_distinct(named, answers)
     if read.plan.repeats:
         read.check_repeats(*asked.texts, *answers)
     return [Dialogue((*asked.texts, answer), asked.system) for answer in answers]
@@ -182,7 +183,7 @@ def _preference(read: Example) -> list[Record]:
 def _prompt(read: Example) -> list[Record]:
     """What is asked; of a dialogue that is answered to the end, its first question."""
     asked, paths = read.asked(), read.plan.paths
-    if read.plan.asks == "prompt" and isinstance(read.get("chosen")[1], list):
+    if read.plan.asks == "prompt" and "chosen" in paths and isinstance(read.get("chosen")[1], list):
         asked, _ = read.answers(asked, [read.get("chosen")])  # which may tell what stands before the question
     elif read.plan.asks != "prompt":
         last_is_answer = "label" in paths and "completion" not in paths

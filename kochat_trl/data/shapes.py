@@ -327,15 +327,16 @@ def _pattern(tags: tuple[str, ...]) -> re.Pattern[str]:
 
 _TAGS = [(_pattern(tags), tags) for tags in TAGS]
 _BEGINS = re.compile(r"\s*<(?:usr|sys)>|\n\n(?:### )?(?:Human|System|질문|시스템):")
-_MAY_BEGIN, _MAY_END = set("< \t\r\n"), set(">: \t\r\n")
+# The first and the last character of such a text: few texts have them, and there may be millions.
+MAY_BEGIN, MAY_END = set("< \t\r\n"), set(">: \t\r\n")
 _WAITS = tuple(assistant for _, assistant, _ in TAGS)
 
 
 def is_dialogue(text: str) -> bool:
     """Whether a text that need not be a dialogue is one: it begins as those do, or ends in the tag of its answer."""
-    if text[:1] in _MAY_BEGIN and _BEGINS.match(text):  # few texts get so far: there may be millions
+    if text[:1] in MAY_BEGIN and _BEGINS.match(text):
         return True
-    return text[-1:] in _MAY_END and text.rstrip().endswith(_WAITS) and len(tagged_spans(text)) > 1
+    return text[-1:] in MAY_END and text.rstrip().endswith(_WAITS) and len(tagged_spans(text)) > 1
 
 
 def tagged_spans(text: str) -> list[tuple[str, int, int]]:

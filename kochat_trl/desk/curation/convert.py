@@ -51,13 +51,17 @@ def text_rows(
         dialogues = [record.messages(i) for i in range(len(record.completions))]
         prompt, answers = prompt_of(dialogues[0][:-1]), [answer_of(messages) for messages in dialogues]
         for better, worse, distance in record.pairs(options.pairs):
-            margin = {"margin": float(distance)} if options.rank_margins else {}
-            yield {"prompt": prompt, "chosen": answers[better], "rejected": answers[worse]} | margin | {"group": group}
+            row = {"prompt": prompt, "chosen": answers[better], "rejected": answers[worse]}
+            if options.rank_margins:
+                row["margin"] = float(distance)
+            row["group"] = group
+            yield row
     elif isinstance(record, Labelled):
         prompt, completion = prompt_of(record.messages[:-1]), answer_of(record.messages)
         yield {"prompt": prompt, "completion": completion, "label": record.label}
     elif len(record.texts) == 2:
-        yield {"prompt": prompt_of(record.messages[:-1]), "completion": answer_of(record.messages)}
+        messages = record.messages
+        yield {"prompt": prompt_of(messages[:-1]), "completion": answer_of(messages)}
     elif tokenizer is None:
         yield {"messages": list(record.messages)}
     else:

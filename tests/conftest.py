@@ -83,44 +83,39 @@ def tiny_tokenizer(tiny_base: str):
     return load_tokenizer(tiny_base)
 
 
-@pytest.fixture(scope="session")
-def tiny_sft(tiny_base: str, tiny_tokenizer, made_once: Callable[..., Path]) -> str:
-    """An SFT output on the tiny base: an adapter, drawn at random."""
-    from kochat_trl.models.loading import add_lora, load_causal_lm
+def random_adapter(load: Callable, base: str, tokenizer, seed: int) -> Callable[[Path], None]:
+    """What fills a folder with an output on `base`: an adapter, with its head if `load` gives one, drawn at random."""
+    from kochat_trl.models.loading import add_lora
     from kochat_trl.settings.keys import ModelArguments
 
     def fill(folder: Path) -> None:
         args = ModelArguments(use_peft=True, lora_r=4, dtype="float32")
-        torch.manual_seed(1)
-        model = add_lora(load_causal_lm(tiny_base, args, tiny_tokenizer), args)
+        torch.manual_seed(seed)
+        model = add_lora(load(base, args, tokenizer), args)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(torch.randn_like(parameter) * 0.1)
         model.save_pretrained(folder)
-        tiny_tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
-    return str(made_once("sft", fill))
+    return fill
+
+
+@pytest.fixture(scope="session")
+def tiny_sft(tiny_base: str, tiny_tokenizer, made_once: Callable[..., Path]) -> str:
+    """An SFT output on the tiny base."""
+    from kochat_trl.models.loading import load_causal_lm
+
+    return str(made_once("sft", random_adapter(load_causal_lm, tiny_base, tiny_tokenizer, seed=1)))
 
 
 @pytest.fixture(scope="session")
 def tiny_reward(tiny_base: str, tiny_tokenizer, made_once: Callable[..., Path]) -> str:
-    """A reward model on the tiny base: an adapter with its head, all drawn at random."""
-    from kochat_trl.models.loading import add_lora, new_reward_model
-    from kochat_trl.settings.keys import ModelArguments
+    """A reward model on the tiny base."""
+    from kochat_trl.models.loading import new_reward_model
 
-    def fill(folder: Path) -> None:
-        args = ModelArguments(use_peft=True, lora_r=4, dtype="float32")
-        torch.manual_seed(0)
-        model = add_lora(new_reward_model(tiny_base, args, tiny_tokenizer), args)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(torch.randn_like(parameter) * 0.1)
-        model.save_pretrained(folder)
-        tiny_tokenizer.save_pretrained(folder)
-
-    return str(made_once("reward", fill))
+    return str(made_once("reward", random_adapter(new_reward_model, tiny_base, tiny_tokenizer, seed=0)))
 
 
 @pytest.fixture(scope="session")

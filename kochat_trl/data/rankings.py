@@ -42,7 +42,7 @@ def ranking_tiers(ranking: Any, count: int, order: RankingOrder = "best_first") 
         return tuple(tuple(i for i in range(count) if ranking[i] == rank) for rank in ranks)
     tiers = [tier if isinstance(tier, list) else [tier] for tier in ranking] if isinstance(ranking, list) else [[]]
     named = [index for tier in tiers for index in tier]
-    are_indices = all(_is_index(index) and 0 <= index < count for index in named)
+    are_indices = all([_is_index(index) and 0 <= index < count for index in named])
     if not all(tiers) or not are_indices or len(set(named)) < len(named):
         raise ValueError(f"indices from 0 to {count - 1}, best first, none twice; a list inside is a tie")
     return tuple(map(tuple, tiers))
@@ -107,4 +107,4 @@ def as_number(value: Any) -> Any:
 
 
 def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int  # and no bool

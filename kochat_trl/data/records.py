@@ -5,6 +5,7 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, Literal, NamedTuple
 
 from kochat_trl.data.rankings import Pair, Pairs, Tiers, tier_pairs
@@ -118,8 +119,8 @@ Messages = Sequence[dict[str, str]]  # of a chat template: role and content
 
 def conversation(*texts: str, system: str | None = None) -> Messages:
     """User, assistant, user, ... in turn, after a system message if there is one."""
-    first = [{"role": "system", "content": system}] if system else []
-    return (*first, *({"role": _ROLES[i % 2], "content": text} for i, text in enumerate(texts)))
+    messages = [{"role": role, "content": text} for role, text in zip(cycle(_ROLES), texts, strict=False)]
+    return [{"role": "system", "content": system}, *messages] if system else messages
 
 
 class Dialogue(NamedTuple):

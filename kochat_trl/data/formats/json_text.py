@@ -77,16 +77,20 @@ class _Window:
     def next_character(self) -> str:
         """Skip blanks; the character that follows, empty at the end of the file."""
         while True:
-            self.move(_BLANK.match(self.text, self.position).end())  # type: ignore[union-attr]
-            if self.position < len(self.text) or not self.fill(_LINES_AT_ONCE):
-                return self.ahead(1)
+            position = _BLANK.match(self.text, self.position).end()  # type: ignore[union-attr]
+            if position > self.position:
+                self.move(position)
+            if position < len(self.text):
+                return self.text[position]
+            if not self.fill(_LINES_AT_ONCE):
+                return ""
 
     def ahead(self, count: int) -> str:
         return self.text[self.position : self.position + count]
 
     def skip(self) -> None:
-        """Move behind the character here."""
-        self.move(self.position + 1)
+        """Move behind the character here, which is no end of a line."""
+        self.position += 1
 
     def value(self) -> Any:
         """Parse the JSON value here and move behind it. Raises `ValueError` or `RecursionError`."""

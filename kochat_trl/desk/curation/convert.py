@@ -39,17 +39,20 @@ def text_rows(
             return render(tokenizer, messages, prompt=True)
         return list(messages) if len(messages) > 1 else messages[-1]["content"]
 
-    def answer_of(messages: Messages) -> Any:
-        if tokenizer is not None:
-            prompt_text = prompt_of(messages[:-1])
-            return answered(tokenizer, answer_shape(tokenizer), prompt_text, messages)[len(prompt_text) :]
-        return [messages[-1]] if len(messages) > 2 else messages[-1]["content"]
+    def answer_of(asked: Messages, text: str) -> Any:
+        if tokenizer is None and len(asked) == 1:
+            return text
+        message = {"role": "assistant", "content": text}
+        if tokenizer is None:
+            return [message]
+        prompt_text = prompt_of(asked)
+        return answered(tokenizer, answer_shape(tokenizer), prompt_text, [*asked, message])[len(prompt_text) :]
 
     if isinstance(record, Prompt):
         yield {"prompt": prompt_of(record.messages)}
     elif isinstance(record, Ranking):
-        dialogues = [record.messages(i) for i in range(len(record.completions))]
-        prompt, answers = prompt_of(dialogues[0][:-1]), [answer_of(messages) for messages in dialogues]
+        asked = record.asked.messages
+        prompt, answers = prompt_of(asked), [answer_of(asked, text) for text in record.completions]
         for better, worse, distance in record.pairs(options.pairs):
             row = {"prompt": prompt, "chosen": answers[better], "rejected": answers[worse]}
             if options.rank_margins:
@@ -57,11 +60,11 @@ def text_rows(
             row["group"] = group
             yield row
     elif isinstance(record, Labelled):
-        prompt, completion = prompt_of(record.messages[:-1]), answer_of(record.messages)
-        yield {"prompt": prompt, "completion": completion, "label": record.label}
+        asked = record.asked.messages
+        yield {"prompt": prompt_of(asked), "completion": answer_of(asked, record.completion), "label": record.label}
     elif len(record.texts) == 2:
-        messages = record.messages
-        yield {"prompt": prompt_of(messages[:-1]), "completion": answer_of(messages)}
+        *asked, answer = record.messages
+        yield {"prompt": prompt_of(asked), "completion": answer_of(asked, answer["content"])}
     elif tokenizer is None:
         yield {"messages": list(record.messages)}
     else:

@@ -157,7 +157,7 @@ def test_sampled_answers_become_rankings_the_best_and_pairs(sampled, model, tiny
         assert ranking.asked == pair.asked == prompt
         assert [ranking.completions[i] for tier in ranking.tiers for i in tier] == texts
         assert (pair.completions, pair.tiers) == ((texts[0], texts[-1]), ((0,), (1,)))
-        assert dialogue.messages == (*prompt.messages, {"role": "assistant", "content": texts[0]})
+        assert dialogue.messages == [*prompt.messages, {"role": "assistant", "content": texts[0]}]
     assert len(json.loads(files["ranking"].read_text(encoding="utf-8"))) == 4
     code, printed, _ = sampled("ranking")
     assert code == 1

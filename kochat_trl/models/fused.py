@@ -6,6 +6,8 @@ products add to what is there, and only x and Ax are kept for the backward pass.
 
 from typing import Any
 
+from kochat_trl.models.linear import linear
+
 import torch
 from bitsandbytes.functional import int8_vectorwise_dequant
 from bitsandbytes.nn import Linear8bitLt
@@ -65,7 +67,7 @@ class _LoraProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, base: nn.Module, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        y = base(x)
+        y = base(x) if isinstance(base, Linear8bitLt) else linear(x, _matrix(base), base.bias)  # type: ignore[arg-type]
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ a.T
         y.view(-1, y.shape[-1]).addmm_(low, b.T, alpha=scale)
@@ -80,7 +82,9 @@ class _LoraProduct(torch.autograd.Function):
         grad = grad.reshape(-1, grad.shape[-1])
         grad_low = (grad @ b).mul_(ctx.scale)
         to_x, _, to_a, to_b, _ = ctx.needs_input_grad
-        grad_x = (grad @ _matrix(ctx.base).to(grad.dtype)).addmm_(grad_low, a).view(ctx.shape) if to_x else None
+        grad_x = None
+        if to_x:
+            grad_x = linear(grad, _matrix(ctx.base).to(grad.dtype).T).addmm_(grad_low, a).view(ctx.shape)
         grad_a = grad_low.T @ rows if to_a else None
         grad_b = (grad.T @ low).mul_(ctx.scale) if to_b else None
         return grad_x, None, grad_a, grad_b, None

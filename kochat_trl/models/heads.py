@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kochat_trl.errors import UserError
+from kochat_trl.models.linear import linear
 
 import torch
 from peft import PeftModel
@@ -59,7 +60,9 @@ class LMHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(…, hidden_size) → (…, vocabulary)."""
-        scores = self.linear(hidden)
+        plain = type(self.linear) is nn.Linear and not torch.is_grad_enabled()
+        weights: Any = self.linear
+        scores = linear(hidden, weights.weight, weights.bias) if plain else self.linear(hidden)
         logits = scores if scores.dtype == torch.float64 else scores.float()
         if self.factor != 1:
             logits = logits * self.factor

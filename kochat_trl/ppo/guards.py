@@ -53,9 +53,9 @@ def check_head(roles: Roles, accelerator: Accelerator, exact: bool) -> None:
         hidden = policy.hidden(ids, torch.ones_like(ids))
         if largest := linear(hidden).abs().max().item():
             stretch = LARGE_SCORE / largest
+        ours = policy.head(hidden * stretch)
         hook = linear.register_forward_pre_hook(lambda module, args: (args[0] * stretch,))
         try:
-            ours = policy.head(hidden)
             theirs = causal_lm(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         finally:
             hook.remove()

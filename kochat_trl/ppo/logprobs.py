@@ -7,6 +7,7 @@ take as much again. Here the head runs on a few tokens at a time and keeps one n
 from typing import Any
 
 from kochat_trl.models.heads import LMHead
+from kochat_trl.models.linear import linear
 from kochat_trl.ppo.objective import entropy
 
 import torch
@@ -71,7 +72,8 @@ class _FrozenHead(torch.autograd.Function):
             if slope is not None:
                 residual *= slope
             weight: Any = head.linear.weight
-            ctx.save_for_backward((residual.to(weight.dtype) @ weight).to(logits.dtype) / (temperature / head.factor))
+            through = linear(residual.to(weight.dtype), weight.T)
+            ctx.save_for_backward(through.to(logits.dtype) / (temperature / head.factor))
             ctx.dtype = hidden.dtype
         entropies = entropies.squeeze(1)
         ctx.mark_non_differentiable(entropies)

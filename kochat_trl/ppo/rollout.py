@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from kochat_trl.models.heads import end_states
 from kochat_trl.ppo.roles import Role
@@ -72,15 +72,23 @@ def _sample_batch(
     policy: Role, prompts: Sequence[Sequence[int]], uniform: Tensor, temperature: float, stop_ids: Collection[int]
 ) -> list[list[int]]:
     device = policy.backbone.device
-    ids, mask = _padded(prompts, "left", device)
     uniform = uniform.to(device)
     cache = DynamicCache(config=policy.backbone.config)
     responses: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # in the batch
     done: set[int] = set()
     can_leave = all(hasattr(layer, "batch_select_indices") for layer in cache.layers)  # not from convolutions (LFM2)
+    # The answers of a group stand after one prompt, which is read once.
+    read = list(dict.fromkeys(map(tuple, prompts))) if can_leave else prompts
+    ids, mask = _padded(read, "left", device)
     for step in range(uniform.shape[1]):
-        tokens = next_tokens(policy, ids, mask, cache, uniform[rows, step, None], temperature)
+        logits = next_logits(policy, ids, mask, cache)
+        if step == 0 and len(read) < len(prompts):
+            of_prompt = {prompt: i for i, prompt in enumerate(read)}
+            spread_out = torch.tensor([of_prompt[tuple(prompt)] for prompt in prompts], device=device)
+            logits, mask = logits[spread_out], mask[spread_out]
+            cache.batch_select_indices(spread_out)
+        tokens = draw(logits, uniform[rows, step, None], temperature)
         chosen = tokens.squeeze(1).tolist()
         for row, token in zip(rows, chosen, strict=True):
             if row not in done:
@@ -105,18 +113,17 @@ def _padded(rows: Sequence[Sequence[int]], side: str, device: Any) -> tuple[Tens
     return padded.to(device), mask.to(device)
 
 
-def next_tokens(
-    policy: Role, ids: Tensor, mask: Tensor, cache: DynamicCache, uniform: Tensor, temperature: float
-) -> Tensor:
-    """The token after each row of `ids`, (n, 1), drawn by `uniform` (n, 1), or with a temperature of 0 the likeliest.
-
-    `mask` covers the cache and `ids`.
-    """
+def next_logits(policy: Role, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    """The logits of the token after each row of `ids`, (n, vocabulary); `mask` covers the cache and `ids`."""
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     output = policy.backbone(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
     )
-    logits = policy.head(output.last_hidden_state[:, -1])
+    return policy.head(output.last_hidden_state[:, -1])
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """A token for each row of `logits`, (n, 1), drawn by `uniform` (n, 1), or with a temperature of 0 the likeliest."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     # The token where the running sum of probabilities passes a uniform number.
@@ -217,6 +224,14 @@ class MicroBatch:
         return end_states(hidden, self.attention_mask)
 
 
+class PolicyPass(NamedTuple):
+    """What a forward pass of the policy says of m rows, with its gradients' graph if there is one."""
+
+    logprobs: Tensor  # (m, t), of the responses, 0 under the mask
+    entropies: Tensor  # (n,), one for each of the n tokens of the responses
+    hidden: Tensor  # (m, length, hidden_size)
+
+
 @dataclass
 class Trajectory:
     """What the four models say of a rollout, and what PPO makes of it; floats, and 0 where there is no token.
@@ -228,6 +243,7 @@ class Trajectory:
     ref_logprobs: Tensor  # (b, t), under the reference
     values: Tensor  # (b, t), V of the state in which token t is chosen
     scores: Tensor  # (b,), the reward model's, and of reward functions their weighted sum on top
+    kept: PolicyPass | None = field(init=False, default=None)  # with its graph, where the one step can learn from it
     rewards: dict[str, Tensor] = field(init=False, default_factory=dict)  # (b,) of each, where there are functions
     advantages: Tensor = field(init=False)  # (b, t), set once there are rewards
     returns: Tensor = field(init=False)  # (b, t)

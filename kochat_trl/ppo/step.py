@@ -1,7 +1,7 @@
 """The forward passes of PPO, with gradients and without: what the models say of rows, and the gradients of its losses.
 
 Scoring a rollout and learning from it go through the same `forward_policy` and `forward_value`, so that nothing but
-the weights can set them apart.
+the weights can set them apart; where one step is all that is learnt from a rollout, it is the very same pass.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from kochat_trl.ppo import objective
 from kochat_trl.ppo.logprobs import token_logprobs
 from kochat_trl.ppo.roles import Role, Roles
-from kochat_trl.ppo.rollout import MicroBatch, Rollout, Trajectory
+from kochat_trl.ppo.rollout import MicroBatch, PolicyPass, Rollout, Trajectory
 from kochat_trl.settings.ppo import PPOConfig
 
 import torch
@@ -40,18 +40,14 @@ class StepStats(NamedTuple):
 
 def forward_policy(
     role: Role, rollout: Rollout, batch: MicroBatch, temperature: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The policy (or the reference), while it is active, on m rows: log-probabilities, entropies, hidden states.
-
-    log-probabilities of the responses are (m, t), 0 under the mask; entropies (n,), one for each of the n tokens;
-    hidden states (m, length, hidden_size).
-    """
+) -> PolicyPass:
+    """What the policy (or the reference) says of m rows, while it is active."""
     mask = rollout.mask[batch.rows]
     hidden = batch.hidden(role)
     logprobs, entropies = token_logprobs(
         role.head, batch.states(hidden, mask), rollout.tokens[batch.rows][mask], temperature
     )
-    return spread(logprobs, mask, dtype), entropies, hidden
+    return PolicyPass(spread(logprobs, mask, dtype), entropies, hidden)
 
 
 def forward_value(role: Role, rollout: Rollout, batch: MicroBatch, hidden: Tensor, dtype: torch.dtype) -> Tensor:
@@ -68,18 +64,27 @@ def forward_reward(role: Role, batch: MicroBatch) -> Tensor:
 
 @torch.no_grad()
 def score_rollout(
-    roles: Roles, rollout: Rollout, batches: Sequence[MicroBatch], temperature: float, dtype: torch.dtype
+    roles: Roles,
+    rollout: Rollout,
+    batches: Sequence[MicroBatch],
+    temperature: float,
+    dtype: torch.dtype,
+    keep: bool = False,
 ) -> Trajectory:
-    """What the models say of the rows in `batches`; 0 elsewhere."""
+    """What the models say of the rows in `batches`; 0 elsewhere. `keep` the policy's pass where there is one batch."""
     found = Trajectory.zeros(rollout.mask.shape, rollout.tokens.device, dtype)
     for batch in batches:
         rows = batch.rows
         with roles.policy.active():
-            found.logprobs[rows], _, hidden = forward_policy(roles.policy, rollout, batch, temperature, dtype)
+            with torch.set_grad_enabled(keep):
+                said = forward_policy(roles.policy, rollout, batch, temperature, dtype)
+            found.logprobs[rows] = said.logprobs
             if roles.value and roles.value_reads_policy:
-                found.values[rows] = forward_value(roles.value, rollout, batch, hidden, dtype)
+                found.values[rows] = forward_value(roles.value, rollout, batch, said.hidden, dtype)
+        if keep:
+            found.kept = said
         with roles.reference.active():
-            found.ref_logprobs[rows] = forward_policy(roles.reference, rollout, batch, temperature, dtype)[0]
+            found.ref_logprobs[rows] = forward_policy(roles.reference, rollout, batch, temperature, dtype).logprobs
         if roles.value and not roles.value_reads_policy:
             with roles.value.active():
                 hidden = batch.hidden(roles.value)
@@ -157,7 +162,8 @@ def add_gradients(
 
     with roles.policy.active():
         with accelerator.autocast():
-            logprobs, entropies, hidden = forward_policy(roles.policy, rollout, batch, args.temperature, dtype)
+            said = trajectory.kept or forward_policy(roles.policy, rollout, batch, args.temperature, dtype)
+            logprobs, entropies, hidden = said
             pg_loss, clipped = policy_loss(args, rollout, rows, trajectory, logprobs, kl_coef, whole)
             loss, vf_loss, vf_clipped = pg_loss, torch.zeros_like(pg_loss), torch.zeros_like(pg_loss)
             if roles.value and roles.value_reads_policy:

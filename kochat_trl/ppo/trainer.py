@@ -307,9 +307,10 @@ class PPOTrainer(Trainer):
         """Every process scores its share of the rollout, and gets the numbers of all."""
         batches = [rollout.micro_batch(rows) for mini_batch in plan for rows in self._mine(mini_batch)]
         with self.accelerator.autocast():
-            own = score_rollout(self.roles, rollout, batches, self.args.temperature, self.dtype)
+            own = score_rollout(self.roles, rollout, batches, self.args.temperature, self.dtype, self.args.one_pass)
         parts = (own.logprobs, own.ref_logprobs, own.values, own.scores)
         trajectory = Trajectory(*(self.accelerator.reduce(part, "sum") for part in parts))
+        trajectory.kept = own.kept
         if functions := self.reward_functions:
             rows = [row for batch in batches for row in batch.rows.tolist()]
             own_rewards = functions.of_rollout(rollout, rows, self.processing_class)

@@ -125,9 +125,17 @@ def test_rows_that_are_finished_leave_the_batch(kind):
     shapes = calls_of(model)
     lengths = [len(response) for response in sample(role_of(model), PROMPTS * 5, range(30))]
     left = [sum(length > step for length in lengths) for step in range(max(lengths))]
-    assert [rows for rows, _ in shapes] == left
+    assert [rows for rows, _ in shapes] == [5, *left[1:]]  # different prompts, and then answers
     assert len(set(left)) > 2
     assert [width for _, width in shapes] == [7] + [1] * (len(left) - 1)
+
+
+@kinds
+def test_a_prompt_with_several_answers_is_read_once(kind):
+    model = causal_lm(kind)
+    shapes = calls_of(model)
+    sample(role_of(model), [PROMPTS[0]] * 3 + [PROMPTS[2]] * 2, SEEDS[:5], stop=())
+    assert shapes == [(2, 7)] + [(5, 1)] * (LENGTH - 1)
 
 
 def test_nothing_is_computed_after_the_last_stop_token():

@@ -22,7 +22,7 @@ from kochat_trl.models.heads import linear_head
 from kochat_trl.models.loading import add_lora, cast_trainable_to_float32, empty_model, load_config, lora_config
 from kochat_trl.models.remote import allow_remote_code
 from kochat_trl.ppo.roles import Roles, adapter_parameters, adapters_of, separate_models
-from kochat_trl.ppo.rollout import Rollout, Trajectory, next_tokens, without_checkpointing
+from kochat_trl.ppo.rollout import Rollout, Trajectory, draw, next_logits, without_checkpointing
 from kochat_trl.ppo.trainer import PPOTrainer
 from kochat_trl.preference.trainer import LabelTrainer, PairTrainer
 from kochat_trl.reward.trainer import RankingTrainer
@@ -310,15 +310,15 @@ def _prepare_ppo(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
         cache, uniform = DynamicCache(config=policy.backbone.config), torch.zeros(together, 1, dtype=torch.float64)
         ids, mask = (torch.ones(together, width + length, dtype=torch.long) for _ in range(2))
         with trainer.accelerator.autocast(), policy.active(), without_checkpointing(policy.backbone):
-            next_tokens(policy, ids[:, :width], mask[:, :width], cache, uniform, 1.0)
+            draw(next_logits(policy, ids[:, :width], mask[:, :width], cache), uniform, 1.0)
             states: Any
             for layer, states in enumerate(cache.layers):
                 more = states.keys[:, :, :1].expand(-1, -1, max(0, length - 2), -1)
                 cache.update(more, more, layer)
-            next_tokens(policy, ids[:, :1], mask[:, : width + max(1, length - 1)], cache, uniform, 1.0)
+            draw(next_logits(policy, ids[:, :1], mask[:, : width + max(1, length - 1)], cache), uniform, 1.0)
 
     def update() -> None:
-        trainer.score(rollout, [mini_batch])
+        targets.kept = trainer.score(rollout, [mini_batch]).kept
         trainer.step(1, rollout, mini_batch, targets, first=False)
 
     return trainer, [("PPO, update", micro, update), (SAMPLING, together, sample)]

@@ -127,7 +127,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     # The token where the running sum of probabilities passes a uniform number.
-    running = (logits / temperature).softmax(-1).double().cumsum(-1)
+    running = (logits / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
     tokens = torch.searchsorted(running, uniform * running[:, -1:], right=True)
     return tokens.clamp(max=logits.shape[-1] - 1)
 

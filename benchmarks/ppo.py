@@ -19,6 +19,11 @@ In all of them a mini-batch of 8 goes through a model in one pass. `evaluate` is
 
 Peak memory of `adapter` on a small model (4 layers, 256 wide, 8,000 words) after 5 and after 55 updates, over ten times
 as many prompts, and with longer and longer responses.
+
+    python benchmarks/ppo.py --products
+
+How much longer than ours (`models/linear.py`) torch's own product takes, on each of kogpt2's layers: few rows are those
+of sampling, many those of a step.
 """
 
 import argparse
@@ -30,6 +35,7 @@ from collections import defaultdict
 from typing import Any
 
 from kochat_trl.desk.workflow.memory import tokenizer_of_four
+from kochat_trl.models.linear import linear
 from kochat_trl.models.loading import add_lora, load_causal_lm
 from kochat_trl.ppo.roles import one_backbone
 from kochat_trl.ppo.rollout import draw_prompts
@@ -38,6 +44,7 @@ from kochat_trl.settings.keys import ModelArguments
 from kochat_trl.settings.ppo import PPOConfig
 
 import torch
+import torch.nn.functional as F
 from common import KOGPT2, machine, memory, run_alone, write_json
 from datasets import Dataset
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -163,6 +170,29 @@ def matmul_rate(size: int = 2048, repeats: int = 10) -> float:
     return 2 * size**3 / statistics.median(seconds)
 
 
+def time_products() -> None:
+    """Milliseconds of torch's product and of ours, and their ratio: the least of some, side by side."""
+    width, words, ratios = KOGPT2["n_embd"], KOGPT2["vocab_size"], []
+    print(f"{'layer':>13} {'rows':>5} {'torch':>7} {'ours':>7}")
+    for inputs, outputs in ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width), (width, words)):
+        weights = [torch.randn(inputs, outputs).T for _ in range(1 if outputs == words else 8)]  # as GPT-2's layers lie
+        for rows in (2, 8, 32, 128, 800):
+            x, found = torch.randn(rows, inputs), []
+            for product in (F.linear, linear):
+                seconds = []
+                for _ in range(12):
+                    started = time.perf_counter()
+                    for weight in weights:
+                        product(x, weight)
+                    seconds.append((time.perf_counter() - started) / len(weights) * 1e3)
+                found.append(min(seconds))
+            ratios.append(found[0] / found[1])
+            print(
+                f"{inputs:>5} → {outputs:>5} {rows:>5} {found[0]:7.2f} {found[1]:7.2f} {ratios[-1]:6.2f}×", flush=True
+            )
+    print(f"torch's takes {min(ratios):.1f} to {max(ratios):.1f} times as long on {machine()['cpu']}")
+
+
 def run_contender(name: str, folder: str, updates: int, length: int) -> dict[str, Any]:
     baseline, phases, clock = memory(), defaultdict(list), Clock()
     ours = not name.startswith("trl")
@@ -209,8 +239,12 @@ def main() -> None:
     parser.add_argument("--response-length", type=int, default=64, help="tokens (default: 64)")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--growth", action="store_true", help="how memory grows, on a small model, and nothing else")
+    parser.add_argument("--products", action="store_true", help="torch's matrix products beside ours, and nothing else")
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.products:
+        time_products()
+        return
     if arguments.run:
         name, folder = arguments.run
         print(json.dumps(run_contender(name, folder, arguments.updates, arguments.response_length)))

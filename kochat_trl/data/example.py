@@ -385,5 +385,5 @@ _ASKED = {"messages": Example.turns, "text": Example.tagged, "prompt": Example.p
 
 
 def _is_score(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value is None or (number and math.isfinite(value))
+    whole = isinstance(value, int) and not isinstance(value, bool)  # may have more digits than a float holds
+    return value is None or whole or (isinstance(value, float) and math.isfinite(value))

@@ -352,6 +352,13 @@ def test_a_score_that_one_answer_lacks():
     assert ranking.tiers == ((1,), (2,))
 
 
+def test_a_score_of_more_digits_than_a_float_holds():
+    (ranking,) = parse(
+        raw({"prompt": USER, "completions": ["가", "나", "다"], "scores": [1, 10**400, 2.5]}), "preference"
+    )
+    assert ranking.tiers == ((1,), (2,), (0,))
+
+
 def test_a_ranking_remembers_what_the_file_said():
     (ranking,) = parse(raw(THREE | {"ranking": "3,1,2"}), "preference")
     assert ranking == Ranking("뭐?", ("가", "나", "다"), ((2,), (0,), (1,)), ranking=[2, 0, 1])

@@ -154,7 +154,8 @@ def test_killed_at_any_moment(arguments, unbroken, tmp_path):
     assert not list(output.glob("*.unfinished"))
 
 
-@pytest.mark.parametrize("method", ["gae", pytest.param("grpo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gae", "grpo"])
 def test_two_processes_learn_what_one_does(launch, arguments, sft, tiny_reward, tmp_path, method):
     # Three small updates of SGD: Adam, or a step that clips many ratios, blows a rounding of the sums up, and a later
     # update may then sample another token.

@@ -279,6 +279,7 @@ def test_merged_reward_model_keeps_its_head(outputs, tmp_path):
     assert torch.equal(model.score.weight, head)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "reward"])
 def test_two_processes(launch, stage, tiny_base, kochatgpt_files, tmp_path):
     output = tmp_path / stage
@@ -302,7 +303,12 @@ def test_two_processes_of_ppo(launch, outputs, tiny_base, kochatgpt_files, tmp_p
     done = launch("ppo", *arguments, *rows, processes=2)
     assert done.code == 0, done.text
     assert read(tmp_path / "ppo", "environment.json")["world_size"] == 2
-    refused = launch("ppo", *arguments, "--overwrite_output_dir", "--engine", "trl", processes=2)
+
+
+@pytest.mark.slow
+def test_trls_engine_is_refused_two_processes(launch, outputs, tiny_base, kochatgpt_files, tmp_path):
+    arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "ppo", **ppo_paths(outputs, use_cpu="true"))
+    refused = launch("ppo", *arguments, "--engine", "trl", processes=2)
     assert refused.code != 0
     assert refused.text.count("error: TRL's PPOTrainer fails under two processes") == 1
 

@@ -71,11 +71,14 @@ def read_items(
             else:
                 found.append(record)
         found += [_item(ranking) for _, ranking in paired(labelled, invalid)]
-    items = {item.id: item for item in reversed(found) if len(item.answers) > 1}  # of equal ones the first
+    items: dict[str, Item] = {}
+    for item in found:
+        if len(item.answers) > 1:
+            items.setdefault(item.id, item)
     if not items:
         raise UserError(f"{', '.join(files)}: no prompt has two different answers to judge")
     few = [item.prompt.prompt for item in found if len(item.answers) < 2]
-    return list(reversed(items.values())), invalid, few
+    return list(items.values()), invalid, few
 
 
 def _compared(raw: RawRecord) -> list[Item | Labelled]:

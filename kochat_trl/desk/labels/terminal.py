@@ -34,7 +34,7 @@ TEXTS: dict[Lang, dict[str, str]] = {
         "undone": "마지막 판단을 되돌렸습니다.",
         "nothing": "되돌릴 것이 없습니다.",
         "finished": "더 판단할 것이 없습니다. u 마지막 판단 되돌리기, Enter 끝내기",
-        "saved": "{annotator}: {done}개, {path}에 저장되어 있습니다.",
+        "saved": "{path}에 저장했습니다: {annotator} {done}개.",
     },
     "en": {
         "keys": "Type the order, best first: 213, or 2>1=3 with = for a tie. x all bad, s skip, u undo, n TEXT a note, "
@@ -49,7 +49,7 @@ TEXTS: dict[Lang, dict[str, str]] = {
         "undone": "Your last judgement is taken back.",
         "nothing": "There is nothing to take back.",
         "finished": "There is nothing left to judge. u takes the last one back, Enter ends.",
-        "saved": "{annotator}: {done} judgements, saved in {path}.",
+        "saved": "Saved in {path}: {done} by {annotator}.",
     },
 }
 # The same keys where the keyboard is set to Hangul.

@@ -34,7 +34,8 @@ class Queue:
     ):
         if not 0 <= overlap <= 1:
             raise UserError(f"overlap: found {overlap}, expected a share from 0 to 1")
-        self.items, self.order, self.overlap = list(items), order, overlap
+        self.items, self.order = list(items), order
+        self._twice = {item.id for item in items if _drawn(f"overlap/{item.id}") < overlap}
         if order == "random":
             self.items.sort(key=lambda item: _drawn(f"{seed}/{item.id}"))
         elif order == "uncertain":
@@ -48,7 +49,7 @@ class Queue:
         return [
             (item, "overlap" if judged[item.id] else _PICKED[self.order])
             for item in self.items
-            if item.id not in own and judged[item.id] < (2 if _drawn(f"overlap/{item.id}") < self.overlap else 1)
+            if item.id not in own and judged[item.id] < 1 + (item.id in self._twice)
         ]
 
 

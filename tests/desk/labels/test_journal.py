@@ -234,12 +234,15 @@ def test_of_what_can_t_be_written_nothing_stays(tmp_path, monkeypatch):
     assert read_journal(path).standing == [judgement("가"), judgement("다")]
 
 
+# Each call writes 64 bytes, as the system may: kills come within a line, too.
 WRITER = """
-import sys
+import os, sys
 from kochat_trl.data.records import Prompt
 from kochat_trl.desk.labels.items import Item
 from kochat_trl.desk.labels.journal import Journal, Judgement, now
 
+write = os.write
+os.write = lambda descriptor, data: write(descriptor, data[:64])
 with Journal(sys.argv[1]) as journal:
     done = journal.state.by("a")
     for i in range(1000):

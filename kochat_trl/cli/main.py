@@ -3,7 +3,7 @@
 import argparse
 import logging
 
-from kochat_trl.cli import answers, data, reward, workflow  # noqa: F401  # their commands add themselves
+from kochat_trl.cli import answers, data, label, reward, workflow  # noqa: F401  # their commands add themselves
 from kochat_trl.cli.options import COMMANDS
 from kochat_trl.errors import run
 from kochat_trl.models.remote import allow_remote_code

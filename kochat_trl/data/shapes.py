@@ -39,7 +39,7 @@ NAMES: dict[Role, str] = {
     "timestamp author user_id conversation_id prompt_id question_id message_id row_id hash license metadata "
     "meta tags keywords difficulty level grade style chosen_model rejected_model chosen_rating rejected_rating "
     "score_chosen score_rejected chosen_score rejected_score score rating rank margin group file filename path "
-    "version",
+    "version annotator judged_at",
 }
 # Roles that say which of several answers is the better one; and numbers that don't.
 ORDERS = {"ranking", "ranks", "scores", "winner", "label"}

@@ -99,7 +99,20 @@ def test_the_example_of_each_help_runs(name, kochat, project):
         assert "exists already" in printed
 
 
-LOADS_MODELS = {"check", "show", "convert", "clean", "rank", "sample", "eval", "score", "generate", "chat", "report"}
+LOADS_MODELS = {
+    "check",
+    "show",
+    "convert",
+    "clean",
+    "rank",
+    "sample",
+    "eval",
+    "score",
+    "generate",
+    "chat",
+    "report",
+    "label",
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,0 +1,1 @@
+"""`kochat label`: people rank answers, every judgement is kept, and becomes a ranking file."""

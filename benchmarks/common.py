@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,9 @@ def machine() -> dict[str, Any]:
     """The processor, and torch's threads."""
     import torch
 
-    return {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    info = Path("/proc/cpuinfo")
+    models = re.findall("model name.*: (.*)", info.read_text()) if info.exists() else []
+    return {"cpu": models[0] if models else platform.machine(), "threads": torch.get_num_threads()}
 
 
 def write_json(figures: Any, file: str | Path | None) -> None:

@@ -15,7 +15,6 @@ Bound at 1×, for each of the two: 3 s and 300 MB; with a run over it the exit s
 import argparse
 import json
 import os
-import platform
 import random
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from kochat_trl.settings.keys import DataArguments
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import memory, run_alone, write_json
+from common import machine, memory, run_alone, write_json
 
 SIZES = (1, 10, 100)
 FORMS = ("JSON", "Parquet")
@@ -114,16 +113,6 @@ def measure(what: str) -> dict[str, Any]:
     return run_alone(__file__, "--measure", what)
 
 
-def machine() -> dict[str, Any]:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": models[0].split(":")[1].strip() if models else platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],  # of other work, if it is over 0
-        "python": platform.python_version(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time and memory of reading, validating and converting data.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
@@ -140,7 +129,10 @@ def main() -> None:
     known = measure("known")["peak_bytes"]
     if not 0.99 < known / KNOWN_BYTES < 1.05:
         raise SystemExit(f"the memory gauge is off: it shows {known:,} bytes where {KNOWN_BYTES:,} were taken")
-    figures: dict[str, Any] = {"machine": machine(), "gauge": {"taken": KNOWN_BYTES, "shown": known}}
+    figures: dict[str, Any] = {
+        "machine": machine() | {"load": os.getloadavg()[0]},
+        "gauge": {"taken": KNOWN_BYTES, "shown": known},
+    }
     print(
         f"{'size':>5} {'format':>8} {'records':>10} {'rows':>10} {'file MB':>8} {'seconds':>8} {'records/s':>10} "
         f"{'peak MB':>8}"

@@ -29,12 +29,15 @@ of sampling, many those of a step.
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
 from typing import Any
+from unittest.mock import patch
 
 from kochat_trl.desk.workflow.memory import tokenizer_of_four
+from kochat_trl.models import linear as linear_module
 from kochat_trl.models.linear import linear
 from kochat_trl.models.loading import add_lora, load_causal_lm
 from kochat_trl.ppo.roles import one_backbone
@@ -224,7 +227,9 @@ def count_flops(trainer: PPOTrainer) -> float:
         plan = rollout.plan(args.mini_batch_size, args.micro_batch_size, args.seed, update, epoch=0)
         trajectory = trainer.score(rollout, plan)
         trajectory.advantages = trajectory.returns = torch.zeros(rollout.mask.shape)
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # counts attention too
+        # So that attention is counted too, and the products that are oneDNN's.
+        torchs = patch.object(linear_module, "LARGE", sys.maxsize)
+        with torchs, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             trainer.step(update, rollout, plan[0], trajectory, first=False)
         totals.append(counter.get_total_flops())
         if update == 2:

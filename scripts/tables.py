@@ -4,7 +4,7 @@
     python scripts/tables.py hardware                     # from shapes alone, and benchmarks/memory.py; half an hour
     python scripts/tables.py bases                        # benchmarks/architectures.py; two minutes
     make demo && python scripts/tables.py experiments     # runs every experiment over three seeds, if not done; an hour
-    make demo && python scripts/tables.py methods         # likewise every method; half an hour
+    make demo && python scripts/tables.py methods         # likewise every method; 45 minutes
 
 A table stands between `<!-- NAME -->` and `<!-- end -->` in its document, and is written there.
 """
@@ -257,7 +257,7 @@ def plot_methods(rows: dict[str, list[dict[str, float]]], best: dict[float, list
             for values in zip(*((s["KL"], s["right"]) for s in seeds), strict=True)
         )
         axis.errorbar(x, y, yerr, xerr, fmt="o", label=row, capsize=2)
-    axis.set(xlabel="KL from SFT, nats a response", ylabel="right answers, held-out questions")
+    axis.set(xlabel="KL from SFT, nats a response", ylabel="right answers, held-out questions", xlim=(-0.15, None))
     axis.legend(fontsize=8)
     figure.savefig(DOCS / "methods.png", dpi=110)
 

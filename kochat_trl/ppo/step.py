@@ -75,14 +75,6 @@ def score_rollout(
     found = Trajectory.zeros(rollout.mask.shape, rollout.tokens.device, dtype)
     for batch in batches:
         rows = batch.rows
-        with roles.policy.active():
-            with torch.set_grad_enabled(keep):
-                said = forward_policy(roles.policy, rollout, batch, temperature, dtype)
-            found.logprobs[rows] = said.logprobs
-            if roles.value and roles.value_reads_policy:
-                found.values[rows] = forward_value(roles.value, rollout, batch, said.hidden, dtype)
-        if keep:
-            found.kept = said
         with roles.reference.active():
             found.ref_logprobs[rows] = forward_policy(roles.reference, rollout, batch, temperature, dtype).logprobs
         if roles.value and not roles.value_reads_policy:
@@ -91,6 +83,13 @@ def score_rollout(
                 found.values[rows] = forward_value(roles.value, rollout, batch, hidden, dtype)
         if roles.reward:
             found.scores[rows] = forward_reward(roles.reward, batch).to(dtype)
+        with roles.policy.active():  # the last one, so that no other model runs while its graph is held
+            with torch.set_grad_enabled(keep):
+                said = forward_policy(roles.policy, rollout, batch, temperature, dtype)
+            found.logprobs[rows] = said.logprobs
+            if roles.value and roles.value_reads_policy:
+                found.values[rows] = forward_value(roles.value, rollout, batch, said.hidden, dtype)
+        found.kept = said if keep else None
     return found
 
 

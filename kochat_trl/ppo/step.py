@@ -89,7 +89,8 @@ def score_rollout(
             found.logprobs[rows] = said.logprobs
             if roles.value and roles.value_reads_policy:
                 found.values[rows] = forward_value(roles.value, rollout, batch, said.hidden, dtype)
-        found.kept = said if keep else None
+        if keep:
+            found.kept = said
     return found
 
 

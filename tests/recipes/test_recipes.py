@@ -9,6 +9,7 @@ from pathlib import Path
 from kochat_trl.errors import UserError
 from kochat_trl.models.heads import has_score_head
 from kochat_trl.models.loading import is_adapter
+from kochat_trl.ppo import evaluation
 from kochat_trl.ppo.roles import load_roles
 from kochat_trl.ppo.stock import build_trainer
 from kochat_trl.rows.rows import build_dataset
@@ -142,16 +143,22 @@ def test_tensorboard_has_what_the_history_has(
         assert written["eval/score"] == pytest.approx(scores, rel=1e-5)
 
 
-def test_ppos_metrics_are_those_of_the_policy_that_is_kept(outputs, kochatgpt_files, tiny_base, tmp_path, recipe):
-    """The first of two updates: the answers of the second are no longer."""
+def test_ppos_metrics_are_those_of_the_policy_that_is_kept(
+    outputs, kochatgpt_files, tiny_base, tmp_path, recipe, monkeypatch
+):
+    """The first of two updates, as the second is told to be the worse."""
+    inner = evaluation.evaluate
+
+    def worse_each_time(trainer, *rest):
+        return inner(trainer, *rest) | {"eval_length": -trainer.state.global_step}
+
+    monkeypatch.setattr(evaluation, "evaluate", worse_each_time)
     arguments = command("ppo", kochatgpt_files, tiny_base, tmp_path / "out", **ppo_paths(outputs))
     best = ["--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end", "true"]
     metric = ["--metric_for_best_model", "eval_length"]
     recipe("ppo", *arguments, "--eval_files", kochatgpt_files["ppo"], *WATCHED, *best, *metric)
     metrics = read(tmp_path / "out", "metrics.json")
-    lengths = [entry["eval_length"] for entry in metrics["history"] if entry["step"] and "eval_length" in entry]
     kept = 1
-    assert lengths[0] >= lengths[1]
     of_it = [entry for entry in metrics["history"] if entry["step"] == kept]
     assert [("objective/kl" in entry, "eval_score" in entry) for entry in of_it] == [(True, False), (False, True)]
     del metrics["history"], metrics["train_runtime"]

@@ -19,7 +19,7 @@ os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
 from kochat_trl.cli.main import main
 from kochat_trl.models.tokenizer import load_tokenizer
-from tests.tiny import PAIRS, ROOT, run_script
+from tests.tiny import PAIRS, ROOT, random_adapter, run_script
 
 import pytest
 import torch
@@ -48,19 +48,25 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """A folder that a function fills, for all workers: the first that asks makes it, the others wait for it."""
+    """A folder that a function fills, for all workers: the first that asks makes it, the others wait for it.
+
+    A name is one fixture's: of two, the one whose tests happen to run first would make the folder of both.
+    """
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # of all workers
 
     def folder_made_once(name: str, fill: Callable[[Path], None]) -> Path:
         folder, done = root / f"once-{name}", root / f"once-{name}.done"
+        fixture = sys._getframe(1).f_code
+        maker = f"{fixture.co_name} of {fixture.co_filename}"
         with FileLock(f"{folder}.lock"):
             if not done.exists():
                 shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
                 folder.mkdir()
                 fill(folder)
-                done.touch()
+                done.write_text(maker)
+            assert done.read_text() == maker, f"{name!r} is made by two fixtures: {maker}, {done.read_text()}"
         return folder
 
     return folder_made_once
@@ -81,25 +87,6 @@ def tiny_base(made_once: Callable[..., Path]) -> str:
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tiny_base: str):
     return load_tokenizer(tiny_base)
-
-
-def random_adapter(load: Callable, base: str, tokenizer, seed: int) -> Callable[[Path], None]:
-    """What fills a folder with an output on `base`: an adapter, with its head if `load` gives one, drawn at random."""
-    from kochat_trl.models.loading import add_lora
-    from kochat_trl.settings.keys import ModelArguments
-
-    def fill(folder: Path) -> None:
-        args = ModelArguments(use_peft=True, lora_r=4, dtype="float32")
-        torch.manual_seed(seed)
-        model = add_lora(load(base, args, tokenizer), args)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(torch.randn_like(parameter) * 0.1)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    return fill
 
 
 @pytest.fixture(scope="session")

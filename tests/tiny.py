@@ -10,6 +10,7 @@ from kochat_trl.data.parse import parse
 from kochat_trl.data.readers import read_records
 from kochat_trl.errors import run
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -52,6 +53,25 @@ def word_tokenizer(vocab_size, eos=1, pad=0):
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(vocab_size)}))
     special = {"eos_token": f"w{eos}", "pad_token": f"w{pad}"}
     return PreTrainedTokenizerFast(tokenizer_object=words, padding_side="left", **special)
+
+
+def random_adapter(load, base, tokenizer, seed, scale=0.1):
+    """What fills a folder with an output on `base`: an adapter, with its head if `load` gives one, drawn at random."""
+    from kochat_trl.models.loading import add_lora
+    from kochat_trl.settings.keys import ModelArguments
+
+    def fill(folder):
+        args = ModelArguments(use_peft=True, lora_r=4, dtype="float32")
+        torch.manual_seed(seed)
+        model = add_lora(load(base, args, tokenizer), args)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * scale)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return fill
 
 
 def adapted_modules(model):

@@ -9,12 +9,10 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from kochat_trl.models.loading import add_lora, load_causal_lm
-from kochat_trl.settings.keys import ModelArguments
-from tests.tiny import run_script
+from kochat_trl.models.loading import load_causal_lm
+from tests.tiny import random_adapter, run_script
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 KILLS = int(os.environ.get("KOCHAT_KILLS", "3"))
@@ -26,20 +24,9 @@ WRITTEN = ["adapter_model.safetensors", "value/adapter_model.safetensors", "samp
 
 @pytest.fixture(scope="module")
 def sft(tiny_base, tiny_tokenizer, made_once) -> str:
-    """An SFT adapter, drawn at random."""
-
-    def fill(folder):
-        args = ModelArguments(use_peft=True, lora_r=4, dtype="float32")
-        model = add_lora(load_causal_lm(tiny_base, args, tiny_tokenizer), args)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-        model.save_pretrained(folder)
-        tiny_tokenizer.save_pretrained(folder)
-
-    return str(made_once("sft", fill))
+    """An SFT adapter that is tamer than `tiny_sft`, on which a rounding grows over updates until a token is another."""
+    fill = random_adapter(load_causal_lm, tiny_base, tiny_tokenizer, seed=0, scale=0.05)
+    return str(made_once("tame-sft", fill))
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ ONE_STEP = {"num_ppo_epochs": 1, "num_mini_batches": 1}
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"value_model": "shared"}, {"gradient_checkpointing": True}, RLOO, GRPO | {"kl_coef": 0.2}],
+    [{}, {"value_model": "shared"}, {"gradient_checkpointing": True}, {"bf16": True}, RLOO, GRPO | {"kl_coef": 0.2}],
     ids=str,
 )
 def test_one_step_learns_from_the_pass_that_scored(build, monkeypatch, settings):

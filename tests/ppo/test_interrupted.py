@@ -142,7 +142,7 @@ def test_killed_at_any_moment(arguments, unbroken, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["gae", "grpo"])
+@pytest.mark.parametrize("method", ["gae", "grpo", "rloo"])
 def test_two_processes_learn_what_one_does(launch, arguments, sft, tiny_reward, tmp_path, method):
     # Three small updates of SGD: Adam, or a step that clips many ratios, blows a rounding of the sums up, and a later
     # update may then sample another token.
@@ -151,6 +151,8 @@ def test_two_processes_learn_what_one_does(launch, arguments, sft, tiny_reward, 
     arguments += ["--eval_files", arguments[arguments.index("--train_files") + 1]]
     if method != "gae":  # each process has one answer to each of the two prompts
         arguments += ["--advantages", method, "--num_generations", "2", "--kl_estimator", "k3"]
+    if method == "rloo":  # and one step an update, from the pass that scored
+        arguments += ["--num_ppo_epochs", "1", "--num_mini_batches", "1"]
     finish(start(arguments, tmp_path / "one"), tmp_path / "one")
     more = ["--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "two"), "--use_cpu", "true"]
     done = launch("ppo", *arguments, *more, processes=2)

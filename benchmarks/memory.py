@@ -57,7 +57,7 @@ def build(stage: str, folder: Path) -> Any:
     args = parse_arguments(stage, str(folder), [])  # type: ignore[arg-type]
     tokenizer = tokenizer_of_four()
     if stage == "ppo":
-        data = Dataset.from_dict({"input_ids": [[5] * PROMPT] * 2 * ROWS})
+        data = Dataset.from_dict({"input_ids": [[5 + i] * PROMPT for i in range(2 * ROWS)]})
         for name, load in {"sft": load_causal_lm, "reward": new_reward_model}.items():
             before = parse_arguments(name, str(folder), [])  # type: ignore[arg-type]
             add_lora(load(str(folder / "base"), before.model, tokenizer), before.model).save_pretrained(folder / name)

@@ -89,6 +89,7 @@ def _sample_batch(
             logits, mask = logits[spread_out], mask[spread_out]
             cache.batch_select_indices(spread_out)
         tokens = draw(logits, uniform[rows, step, None], temperature)
+        del logits  # or they stood beside the next ones
         chosen = tokens.squeeze(1).tolist()
         for row, token in zip(rows, chosen, strict=True):
             if row not in done:

@@ -18,6 +18,17 @@ def normalized(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
+def visible(text: str) -> str:
+    """`text` with all that can't be seen, steers a terminal or turns the direction of writing as its escape: `\\x1b`,
+    `\\u202e`. Line ends and tabs stay."""
+
+    def hidden(character: str) -> bool:
+        category = unicodedata.category(character)
+        return (category[0] == "C" and character not in "\n\t") or category in ("Zl", "Zp")
+
+    return "".join(repr(character)[1:-1] if hidden(character) else character for character in text)
+
+
 def ends_politely(text: str) -> bool:
     """Whether `text` ends in 요 or 니다, whatever punctuation follows."""
     return re.sub(r"\W+$", "", text).endswith(POLITE_ENDINGS)

@@ -26,7 +26,9 @@ class Dispute:
 @dataclass(frozen=True)
 class Agreement:
     """`people` has the figures of each two annotators, and `all` those of all of them taken together; `model` those of
-    a reward model against each annotator.
+    a reward model against each annotator, of the items that were picked in one way: "" if it says nothing of the
+    model's scores, "uncertain" where these were near each other, "talk" where the annotator asked. Those of "uncertain"
+    are lower than in the data at large, which is what they were picked for.
 
     Figures are those of `accuracy_of` (`accuracy` is the share of pairs on which both prefer the same answer, `pairs`
     how many pairs that is of, `interval` its 95 % interval), where there are pairs, and `tied`, the pairs left out
@@ -38,7 +40,7 @@ class Agreement:
     people: dict[tuple[str, str], Figures]
     alpha: float | None  # Krippendorff's, ordinal; None where it can't be told
     alpha_interval: tuple[float, float] | None
-    model: dict[str, Figures]
+    model: dict[tuple[str, str], Figures]
     disputes: list[Dispute]
 
 
@@ -52,7 +54,7 @@ def agreement(judgements: Iterable[Judgement], scores: Scores | None = None, see
         if judgement.tiers is not None:
             ranked[judgement.item.id][judgement.annotator] = judgement
     people: dict[tuple[str, str], list[_Pair]] = defaultdict(list)
-    model: dict[str, list[_Pair]] = defaultdict(list)
+    model: dict[tuple[str, str], list[_Pair]] = defaultdict(list)
     disputes = []
     units = []
     for item_id, its in ranked.items():
@@ -68,8 +70,10 @@ def agreement(judgements: Iterable[Judgement], scores: Scores | None = None, see
             units.append([[own[answer] for own in ranks.values()] for answer in next(iter(ranks.values()))])
         if scores is not None:
             by_score = {answer: -score for answer, score in scores[item_id].items()}
+            picked = {judgement.picked for judgement in its.values()}
+            how = next((how for how in ("uncertain", "talk") if how in picked), "")
             for name, own in ranks.items():
-                model[name] += _compare(item_id, own, by_score)
+                model[name, how] += _compare(item_id, own, by_score)
     alpha, interval = _alpha_over_items(units, seed)
     return Agreement(
         len(units),
@@ -77,7 +81,7 @@ def agreement(judgements: Iterable[Judgement], scores: Scores | None = None, see
         {names: _figures(pairs) for names, pairs in sorted(people.items())},
         alpha,
         interval,
-        {name: _figures(pairs) for name, pairs in sorted(model.items())},
+        {names: _figures(pairs) for names, pairs in sorted(model.items())},
         disputes,
     )
 

@@ -61,7 +61,7 @@ def read_items(
             prompts, broken = read_prompts(file, skip_invalid, options=options)
             invalid += broken
             by_source = [answers_in(source, prompts) for source in answers]
-            found += [Item(*row) for row in zip(prompts, map(_different, zip(*by_source, strict=True)), strict=True)]
+            found += [Item(*row) for row in zip(prompts, map(different, zip(*by_source, strict=True)), strict=True)]
     else:
         labelled: list[tuple[Source, Labelled]] = []
         found = []
@@ -104,7 +104,8 @@ def _item(ranking: Ranking) -> Item:
     return Item(ranking.asked, ranking.completions)
 
 
-def _different(answers: Iterable[str]) -> tuple[str, ...]:
+def different(answers: Iterable[str]) -> tuple[str, ...]:
+    """Those that are not empty, each once."""
     return tuple(dict.fromkeys(answer for answer in answers if answer.strip()))
 
 

@@ -22,7 +22,7 @@ from kochat_trl.desk.writers import to_json
 from kochat_trl.errors import UserError
 from kochat_trl.files import full_disk_told
 
-Picked = Literal["order", "random", "uncertain", "overlap"]
+Picked = Literal["order", "random", "uncertain", "overlap", "talk"]
 _LINE_STARTS = (b'{"item": "', b'{"undo": "')
 
 
@@ -32,7 +32,7 @@ class Judgement:
 
     `verdict` is tiers of indices of the item's answers, best first, every answer in one; or that all are bad; or that
     the annotator leaves it to others. `shown` are the indices as they stood on the screen; `seconds` it took;
-    `picked` is how the queue chose the item.
+    `picked` is how the queue chose the item; "talk" if the annotator asked the question.
     """
 
     item: Item

@@ -35,9 +35,9 @@ class Queue:
         if not 0 <= overlap <= 1:
             raise UserError(f"overlap: found {overlap}, expected a share from 0 to 1")
         self.items, self.order = list(items), order
-        self._twice = {item.id for item in items if _drawn(f"overlap/{item.id}") < overlap}
+        self._overlap = overlap
         if order == "random":
-            self.items.sort(key=lambda item: _drawn(f"{seed}/{item.id}"))
+            self.items.sort(key=lambda item: drawn(f"{seed}/{item.id}"))
         elif order == "uncertain":
             self.items.sort(key=lambda item: (_margin(item, scores or {}), item.id))
 
@@ -49,11 +49,16 @@ class Queue:
         return [
             (item, "overlap" if judged[item.id] else _PICKED[self.order])
             for item in self.items
-            if item.id not in own and judged[item.id] < 1 + (item.id in self._twice)
+            if item.id not in own and judged[item.id] < 1 + (drawn(f"overlap/{item.id}") < self._overlap)
         ]
 
+    def unseen(self, state: State) -> int:
+        """How many items nobody has seen."""
+        seen = {judgement.item.id for judgement in state.standing}
+        return sum(item.id not in seen for item in self.items)
 
-def _drawn(text: str) -> float:
+
+def drawn(text: str) -> float:
     """A number from 0 to 1, uniform over texts and the same for the same one."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 

@@ -5,14 +5,13 @@ import re
 import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
 from typing import Any, Literal
 
 from kochat_trl.data.rankings import Tiers
+from kochat_trl.data.text import visible
 from kochat_trl.desk.labels.agreement import Agreement
 from kochat_trl.desk.labels.items import Item
-from kochat_trl.desk.labels.journal import Journal, Judgement, Picked, now
-from kochat_trl.desk.labels.queue import Queue
+from kochat_trl.desk.labels.labelling import Labelling, Turn
 
 from rich.console import Console
 from rich.padding import Padding
@@ -52,6 +51,7 @@ TEXTS: dict[Lang, dict[str, str]] = {
         "saved": "Saved in {path}: {done} by {annotator}.",
     },
 }
+MODEL_PICKED = {"": "", "uncertain": ", where it was least sure", "talk": ", in talk"}
 # The same keys where the keyboard is set to Hangul.
 _HANGUL_KEYS = dict(zip("ㅌㄴㅕㅜㅂ", "xsunq", strict=True))
 _COMMANDS = {"x": "all_bad", "s": "skip", "u": "undo", "q": "quit"}
@@ -61,16 +61,6 @@ def language(environment: Mapping[str, str] = os.environ) -> Lang:
     """Korean if the locale is."""
     names = (environment.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
     return "ko" if next(filter(None, names), "").startswith("ko") else "en"
-
-
-def visible(text: str) -> str:
-    """`text` with everything that can't be seen, or that steers a terminal, as its escape: `\\x1b`, `\\u202e`."""
-
-    def hidden(character: str) -> bool:
-        category = unicodedata.category(character)
-        return (category[0] == "C" and character not in "\n\t") or category in ("Zl", "Zp")
-
-    return "".join(repr(character)[1:-1] if hidden(character) else character for character in text)
 
 
 def tiers_of(typed: str, shown: Sequence[int]) -> Tiers:
@@ -95,47 +85,32 @@ def tiers_of(typed: str, shown: Sequence[int]) -> Tiers:
 
 
 def label(
-    journal: Journal,
-    queue: Queue,
-    annotator: str,
-    seed: int,
-    lang: Lang,
-    console: Console,
-    ask: Callable[[str], str] = input,
+    labelling: Labelling, annotator: str, lang: Lang, console: Console, ask: Callable[[str], str] = input
 ) -> None:
     """Show `annotator` one item after the other, and keep what is typed, until nothing is left or `q`, Ctrl-D or
     Ctrl-C. What `ask` returns is a line that was typed."""
     says = TEXTS[lang]
     console.print(Text(says["keys"]))
-    again: tuple[Item, Picked] | None = None  # what was taken back
     try:
         while True:
-            left = [*([again] if again else []), *queue.left(journal.state, annotator)]
-            shown: tuple[int, ...] = ()
-            if left:
-                item, picked = left[0]
-                shown = item.shown_to(annotator, seed)
-                progress = _progress(journal, annotator, len({it.id for it, _ in left}), says)
-                _print_item(item, shown, progress, says, console)
+            turn = labelling.turn(annotator, wait=True)
+            if turn.item:
+                _print_item(turn.item, turn.shown, _progress(turn, says), says, console)
             else:
                 console.print(says["finished"])
             started = time.monotonic()
-            said, note = _read_line(ask, shown, says, console)
+            said, note = _read_line(ask, turn.shown, says, console)
             if said == "undo":
-                undone = journal.undo(annotator)
-                again = (undone.item, undone.picked) if undone else again
-                console.print(says["undone" if undone else "nothing"])
-            elif said == "quit":
+                console.print(says["undone" if labelling.undo(annotator) else "nothing"])
+            elif said == "quit" or turn.item is None:
                 return
             else:
-                seconds = round(time.monotonic() - started, 1)
-                journal.add(Judgement(item, said, annotator, now(), seconds, shown, picked, note))
-                again = None
+                labelling.judge(annotator, turn.item.id, said, round(time.monotonic() - started, 1), note)
     except (EOFError, KeyboardInterrupt):
         console.print()
     finally:
-        done = len(journal.state.by(annotator))
-        console.print(Text(says["saved"].format(annotator=annotator, done=done, path=journal.path)))
+        done = len(labelling.journal.state.by(annotator))
+        console.print(Text(says["saved"].format(annotator=annotator, done=done, path=labelling.journal.path)))
 
 
 def _read_line(
@@ -166,13 +141,9 @@ def _read_line(
                 console.print(says["unclear"].format(count=len(shown), example=example))
 
 
-def _progress(journal: Journal, annotator: str, left: int, says: Mapping[str, str]) -> str:
-    """How many are done and left, and how long these take at the usual pace: the median of those done."""
-    done = journal.state.by(annotator).values()
-    text = says["progress"].format(done=len(done), left=left)
-    if done:
-        text += says["time"].format(minutes=max(1, round(left * median(it.seconds for it in done) / 60)))
-    return text
+def _progress(turn: Turn, says: Mapping[str, str]) -> str:
+    text = says["progress"].format(done=turn.done, left=turn.left)
+    return text if turn.minutes is None else text + says["time"].format(minutes=turn.minutes)
 
 
 def _print_item(item: Item, shown: Sequence[int], progress: str, says: Mapping[str, str], console: Console) -> None:
@@ -195,7 +166,7 @@ def print_agreement(found: Agreement, console: Console, disputes: int = 20) -> N
         table.add_column(name, justify="right", no_wrap=True)
     rows = {f"{one}, {other}": figures for (one, other), figures in found.people.items()}
     rows |= {"all people": found.all} if len(rows) > 1 else {}
-    rows |= {f"{name}, the reward model": figures for name, figures in found.model.items()}
+    rows |= {f"{name}, the reward model{MODEL_PICKED[how]}": figures for (name, how), figures in found.model.items()}
     for who, figures in rows.items():
         cells = ("–", "–")
         if figures["pairs"]:

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from itertools import permutations
 
 from kochat_trl.data.records import Prompt
@@ -63,9 +64,21 @@ def test_people_and_a_reward_model():
         judgements[1].item.id: dict.fromkeys("가나다", 0),
     }
     found = agreement(judgements, scores)
-    assert found.model["a"]["accuracy"] == pytest.approx(2 / 3)
-    assert found.model["b"] == {"pairs": 0, "tied": 3}
+    assert found.model["a", ""]["accuracy"] == pytest.approx(2 / 3)
+    assert found.model["b", ""] == {"pairs": 0, "tied": 3}
     assert (found.items, found.people, found.all, found.alpha) == (0, {}, {"pairs": 0, "tied": 0}, None)
+
+
+def test_a_reward_model_is_compared_apart_where_it_had_a_part_in_the_choice_of_the_item():
+    picked = {"1": ("order",), "2": ("uncertain", "overlap"), "3": ("talk",), "4": ("random",)}
+    judgements = [
+        replace(judged(who, prompt, ((0,), (1,), (2,))), picked=how)
+        for prompt, hows in picked.items()
+        for who, how in zip("ab", hows, strict=False)
+    ]
+    scores = {it.item.id: {"가": 3.0, "나": 2.0, "다": 1.0} for it in judgements}
+    found = {names: figures["pairs"] for names, figures in agreement(judgements, scores).model.items()}
+    assert found == {("a", ""): 6, ("a", "talk"): 3, ("a", "uncertain"): 3, ("b", "uncertain"): 3}
 
 
 def test_scores_are_asked_for_each_answer_of_each_item(monkeypatch):

@@ -9,8 +9,9 @@ from kochat_trl.desk.labels import terminal
 from kochat_trl.desk.labels.agreement import agreement
 from kochat_trl.desk.labels.items import Item
 from kochat_trl.desk.labels.journal import Journal, Judgement, read_journal
+from kochat_trl.desk.labels.labelling import Labelling
 from kochat_trl.desk.labels.queue import Queue
-from kochat_trl.desk.labels.terminal import TEXTS, label, language, print_agreement, tiers_of, visible
+from kochat_trl.desk.labels.terminal import TEXTS, label, language, print_agreement, tiers_of
 
 import pytest
 from rich.console import Console
@@ -50,11 +51,6 @@ def test_numbers_of_two_digits_are_set_apart():
         tiers_of("1110987654321", shown)
 
 
-def test_what_steers_a_terminal_is_shown_as_text():
-    assert visible("a\x1b[31m\0\u202e\ud800\u2028\r\x85") == "a\\x1b[31m\\x00\\u202e\\ud800\\u2028\\r\\x85"
-    assert visible("가 나\n\t[red]\u3000é😀") == "가 나\n\t[red]\u3000é😀"
-
-
 def test_the_language_is_the_locale_s():
     assert language({"LANG": "ko_KR.UTF-8"}) == language({"LC_ALL": "", "LC_MESSAGES": "ko", "LANG": "C"}) == "ko"
     assert language({}) == language({"LC_ALL": "en_US.UTF-8", "LANG": "ko_KR.UTF-8"}) == "en"
@@ -80,7 +76,7 @@ def run(path, typed, items=ITEMS, annotator="지은", lang="en", **queue):
         return line
 
     with Journal(path) as journal:
-        label(journal, Queue(items, **queue), annotator, 0, lang, Console(file=screen, width=100), ask)
+        label(Labelling(journal, Queue(items, **queue)), annotator, lang, Console(file=screen, width=100), ask)
     return screen.getvalue()
 
 

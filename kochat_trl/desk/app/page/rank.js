@@ -1,0 +1,198 @@
+// Rank: an item, its answers under numbers, and where each stands.
+
+import { annotator, ask, h, keyOf, problem, t } from "./common.js";
+
+export function rank(about) {
+  const element = h("section");
+  let turn = null; // what the server said last
+  let who = null; // to whom
+  let places = []; // answer → its place from 0, or null
+  let tie = false; // the next answer goes to the place of the last one
+  let shownAt = 0;
+  let busy = false;
+  let timer = null;
+  const note = h("textarea", { rows: 1, placeholder: t("note"), id: "note", oninput: () => keepDraft(),
+    onkeydown: (event) => { if (event.key === "Escape") note.blur(); } });
+  const agreement = h("details", { ontoggle: () => agreement.open && agree() }, h("summary", {}, t("agreement")));
+
+  const draft = () => `draft/${annotator()}/${turn.item}`;
+  const placed = () => places.filter((place) => place !== null);
+
+  function keepDraft() {
+    localStorage.setItem(draft(), JSON.stringify({ places, note: note.value }));
+  }
+
+  async function load(path, fields = {}) {
+    if (busy) return null;
+    busy = true;
+    try {
+      const said = await (await ask(path, { annotator: annotator(), ...fields })).json();
+      take(said);
+      return said;
+    } catch {
+      return null;
+    } finally {
+      busy = false;
+    }
+  }
+
+  function take(said) {
+    const isNew = said.item !== turn?.item || who !== annotator();
+    [turn, who] = [said, annotator()];
+    clearTimeout(timer);
+    if (!turn.item && turn.left) timer = setTimeout(show, 1500); // answers are being made, or are before others
+    if (isNew && turn.item) {
+      const kept = JSON.parse(localStorage.getItem(draft()) ?? "{}");
+      places = turn.answers.map((_, i) => kept.places?.[i] ?? null);
+      note.value = kept.note ?? "";
+      tie = false;
+      shownAt = performance.now();
+      scrollTo(0, 0);
+    }
+    draw();
+  }
+
+  function show() {
+    clearTimeout(timer);
+    if (!about.rank) return element.replaceChildren(h("p", {}, t("no_items")), h("pre", { className: "text" },
+      "kochat app FILE --to outputs/labels.jsonl"), about.journal ? agreement : "");
+    if (!annotator()) {
+      element.replaceChildren(h("p", {}, t("who")));
+      document.getElementById("annotator").focus();
+      return null;
+    }
+    return load("/api/turn");
+  }
+
+  async function judge(verdict) {
+    if (!turn?.item) return;
+    const key = draft();
+    const seconds = Math.round((performance.now() - shownAt) / 100) / 10;
+    const said = await load("/api/judge", { item: turn.item, verdict, seconds, note: note.value.trim() });
+    if (said) localStorage.removeItem(key);
+  }
+
+  function submit() {
+    if (places.includes(null)) return problem(t("place_all"));
+    const tiers = [...new Set(places)].sort((a, b) => a - b);
+    return judge(tiers.map((place) => places.flatMap((its, i) => (its === place ? [i] : []))));
+  }
+
+  function put(answer, place) {
+    places[answer] = place;
+    tie = false;
+    problem();
+    keepDraft();
+    draw();
+  }
+
+  function press(answer) {
+    if (places[answer] !== null) return put(answer, null);
+    const last = Math.max(-1, ...placed());
+    return put(answer, tie && last >= 0 ? last : Math.min(last + 1, places.length - 1));
+  }
+
+  function toggleTie() {
+    tie = !tie && placed().length > 0;
+    draw();
+  }
+
+  async function undo() {
+    if (turn?.last) await load("/api/undo", { item: turn.last.item });
+  }
+
+  function key(event) {
+    const pressed = keyOf(event);
+    const number = "123456789".indexOf(pressed);
+    const does = { "=": toggleTie, x: () => judge("all_bad"), s: () => judge("skip"), u: undo, n: () => note.focus() };
+    does.Enter = event.target.tagName === "BUTTON" ? null : submit;
+    does.Backspace = () => put(places.indexOf(Math.max(...placed())), null);
+    if (turn?.item && number >= 0 && number < places.length) press(number);
+    else if (does[pressed] && (turn?.item || pressed === "u")) does[pressed]();
+    else return;
+    event.preventDefault();
+  }
+
+  function chip(answer) {
+    const found = h("button", { className: "chip", title: t("drag") }, `${answer + 1}`);
+    found.dataset.answer = answer;
+    let from = null;
+    const over = (event) => document.elementFromPoint(event.clientX, event.clientY)?.closest("[data-place]");
+    found.addEventListener("pointerdown", (event) => {
+      from = event;
+      found.setPointerCapture(event.pointerId);
+    });
+    found.addEventListener("pointermove", (event) => {
+      if (!from) return;
+      found.classList.add("dragged");
+      found.style.translate = `${event.clientX - from.clientX}px ${event.clientY - from.clientY}px`;
+      for (const place of element.querySelectorAll("[data-place]")) place.classList.toggle("over", place === over(event));
+    });
+    found.addEventListener("pointerup", (event) => {
+      const moved = from && Math.hypot(event.clientX - from.clientX, event.clientY - from.clientY) > 5;
+      from = null;
+      const place = over(event)?.dataset.place;
+      if (moved && place !== undefined) put(answer, place === "" ? null : Number(place));
+      else if (moved) draw();
+      else press(answer);
+    });
+    found.addEventListener("pointercancel", () => { from = null; draw(); });
+    return found;
+  }
+
+  function draw() {
+    const time = turn.minutes ? t("time", turn) : "";
+    const head = h("p", { className: "soft", id: "progress" }, t("progress", turn) + time);
+    const button = (text, does, letter, more = {}) => h("button", { onclick: does, ...more }, text, h("kbd", {}, letter));
+    const undoButton = button(t("undo"), undo, "U", { disabled: !turn.last, title: turn.last?.prompt ?? "" });
+    const download = h("a", { href: "/rankings", download: "rankings.json" }, t("download"));
+    if (!turn.item) {
+      const why = turn.left ? t("waiting") : t("finished");
+      element.replaceChildren(head, h("p", { id: "finished" }, why), h("div", { className: "row" }, undoButton, download), agreement);
+      return;
+    }
+    const messages = turn.messages.map(([role, text]) => h("div", { className: `message ${role}` },
+      h("small", {}, t(role)), h("p", { className: "text" }, text)));
+    const cards = turn.answers.map((answer, i) => h("div", { className: places[i] === null ? "card" : "card placed" },
+      h("div", {}, h("button", { className: "number", onclick: () => press(i) }, `${i + 1}`),
+        h("small", {}, places[i] === null ? "" : t("place", { place: places[i] + 1 }))),
+      h("p", { className: "text answer" }, answer)));
+    const slots = places.map((_, place) => {
+      const slot = h("li", {}, h("small", {}, t("place", { place: place + 1 })), h("br"),
+        places.flatMap((its, i) => (its === place ? [chip(i)] : [])));
+      slot.dataset.place = place;
+      return slot;
+    });
+    const rest = h("li", {}, h("small", {}, t("unplaced")), h("br"), places.flatMap((its, i) => (its === null ? [chip(i)] : [])));
+    rest.dataset.place = "";
+    const bar = h("div", { className: "bar" }, h("ol", { className: "places" }, ...slots, rest),
+      h("div", { className: "row" },
+        button(t("submit"), submit, "Enter", { className: "main", id: "submit", disabled: places.includes(null) }),
+        button(t("tie"), toggleTie, "=", { ariaPressed: `${tie}`, disabled: !placed().length }),
+        button(t("all_bad"), () => judge("all_bad"), "X"), button(t("skip"), () => judge("skip"), "S"), undoButton,
+        button(t("note"), () => note.focus(), "N")));
+    element.replaceChildren(head, ...messages, ...cards, bar, note,
+      h("p", { className: "soft" }, t("keys")), h("p", {}, download), agreement);
+  }
+
+  async function agree() {
+    const found = await (await ask("/api/agreement")).json();
+    const percent = (share) => `${(100 * share).toFixed(1)} %`;
+    const cells = (who, figures) => h("tr", {}, h("td", {}, who), h("td", {}, `${figures.pairs}`),
+      h("td", {}, `${figures.tied}`), h("td", {}, figures.pairs ? percent(figures.accuracy) : "–"),
+      h("td", {}, figures.pairs ? figures.interval.map(percent).join(" – ") : "–"));
+    const rows = found.rows.map(([names, how, figures]) =>
+      cells(names.join(", ") + (how ? `, ${t(`model_${how}`)}` : ""), figures));
+    const alpha = found.alpha === null ? "" : t("alpha", { alpha: found.alpha.toFixed(3) }) +
+      (found.interval ? ` (95 %: ${found.interval.map((x) => x.toFixed(3)).join(" – ")})` : "");
+    const heads = ["", t("pairs"), t("tied"), t("agree"), "95 %"].map((text) => h("th", {}, text));
+    const disputes = found.disputes.slice(0, 20).map((dispute) => h("div", { className: "card" },
+      h("p", { className: "text" }, dispute.prompt),
+      dispute.prefers.map(([name, answer]) => h("p", { className: "text" }, h("b", {}, `${name}: `), answer))));
+    agreement.replaceChildren(agreement.firstChild, h("p", {}, t("judged_by_two", found)),
+      h("div", { className: "wide" }, h("table", {}, h("tr", {}, heads), rows)), h("p", {}, alpha),
+      disputes.length ? h("h2", {}, t("disputes")) : "", disputes);
+  }
+
+  return { element, show, key, hide: () => clearTimeout(timer) };
+}

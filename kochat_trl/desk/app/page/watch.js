@@ -1,0 +1,75 @@
+// Watch: the runs, how far each is, and one of them closely.
+
+import { ask, h, t } from "./common.js";
+
+const EVERY = 2000; // milliseconds
+
+export function watch(about) {
+  const table = h("div", { className: "wide" });
+  const closely = h("div");
+  const element = h("section", {}, table, closely);
+  let chosen = null;
+  let timer = null;
+  let plots = {}; // key → its figure
+
+  async function show() {
+    clearTimeout(timer);
+    try {
+      const runs = await (await ask("/api/runs")).json();
+      if (!runs.some((run) => run.name === chosen)) chosen = runs[0]?.name ?? null;
+      drawTable(runs);
+      if (chosen !== null) draw(await (await ask(`/api/run?${new URLSearchParams({ name: chosen })}`)).json());
+    } catch { /* it is shown, and asked again */ }
+    if (!element.hidden) timer = setTimeout(show, EVERY);
+  }
+
+  function choose(name) {
+    chosen = name;
+    plots = {};
+    closely.replaceChildren();
+    show();
+  }
+
+  function drawTable(runs) {
+    if (!runs.length) return table.replaceChildren(h("p", {}, t("no_runs", about)));
+    const heads = [t("run"), t("state"), t("step"), t("written")].map((text) => h("th", {}, text));
+    const rows = runs.map((run) => h("tr", { className: run.name === chosen ? "choice chosen" : "choice", onclick: () => choose(run.name) },
+      h("td", {}, h("button", { onclick: () => choose(run.name) }, run.shown)), h("td", { className: run.state }, t(`is_${run.state}`)),
+      h("td", {}, run.max_steps ? `${run.step} / ${run.max_steps}` : `${run.step ?? "–"}`), h("td", {}, ago(run.age))));
+    table.replaceChildren(h("table", {}, h("tr", {}, heads), rows));
+    return null;
+  }
+
+  function draw(run) {
+    const query = (more) => new URLSearchParams({ name: run.name, ...more });
+    const figures = run.curves.map(({ key, title, points }) => {
+      const figure = plots[key] ??= h("figure", {}, h("img", { alt: title }), h("figcaption", {}, title));
+      const source = `/plot?${query({ key })}&points=${points}`;
+      if (figure.firstChild.getAttribute("src") !== source) {
+        const next = new Image(); // the old one stays until the new one is there
+        next.alt = title;
+        next.onload = () => figure.firstChild.replaceWith(next);
+        next.src = source;
+        if (!figure.firstChild.getAttribute("src")) figure.firstChild.src = source;
+      }
+      figure.dataset.points = points;
+      return figure;
+    });
+    const numbers = Object.entries(run.figures).map(([name, value]) => h("span", { className: "soft" }, `${name}: ${Number(value?.toPrecision(4))}`));
+    const worries = run.worries.map((worry) => h("div", { className: "worry" }, h("b", {}, worry.sign), h("br"), worry.advice));
+    const samples = run.samples.map((sample) => h("div", { className: "card" },
+      h("div", {}, h("small", {}, `${t("update", sample)} · ${t("score", { score: sample.score.toFixed(2) })} · KL ${sample.kl.toFixed(2)}`)),
+      h("p", { className: "text soft" }, sample.prompt), h("p", { className: "text answer" }, sample.response + (sample.ended ? "" : " …"))));
+    const report = run.report ? h("a", { href: `/report?${query()}`, target: "_blank" }, t("report")) : "";
+    closely.replaceChildren(h("h2", {}, `${run.shown} `, h("span", { className: run.state }, t(`is_${run.state}`))),
+      h("div", { className: "row" }, report, numbers), ...worries, h("div", { className: "plots" }, figures),
+      samples.length ? h("h2", {}, t("samples")) : "", h("div", { className: "side" }, samples));
+  }
+
+  const ago = (seconds) => seconds < 90 ? t("seconds_ago", { n: Math.round(seconds) })
+    : seconds < 5400 ? t("minutes_ago", { n: Math.round(seconds / 60) })
+    : seconds < 172800 ? t("hours_ago", { n: Math.round(seconds / 3600) })
+    : t("days_ago", { n: Math.round(seconds / 86400) });
+
+  return { element, show, hide: () => clearTimeout(timer) };
+}

@@ -105,8 +105,8 @@ def answer_ids(
 ) -> Response:
     """The answer to one prompt's ids, by `settings` of `decoding`, `show`n in pieces that make up its text.
 
-    Beams have no first word until they have the last, and are shown then. Once `stop` is set no token follows. Raises
-    `UserError` if the prompt and its answer may take more positions than the model has.
+    Beams have no first word until they have the last, and are shown then. Once `stop` is set at most one more token
+    comes. Raises `UserError` if the prompt and its answer may take more positions than the model has.
     """
     check_room(model, len(prompt_ids), settings["max_new_tokens"])
     model.eval()

@@ -63,7 +63,7 @@ def judge_models(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
         tokenizer = load_tokenizer(str(OUTPUT / folder))
         model = load_policy(str(OUTPUT / folder), ModelArguments(dtype="float32"), tokenizer)
         for key, preset in {"judge": "sample", "greedy": "greedy"}.items():
-            settings = decoding(preset, ["max_new_tokens=24"])
+            settings = decoding(preset, max_new_tokens=24)
             answers = generate_answers(model, tokenizer, [Prompt(p) for p in prompts], settings, seed=seed)
             given = [(prompt, answer.text, answer.ended) for prompt, answer in zip(prompts, answers, strict=True)]
             verdicts = [judge.verdict(*each) for each in given]

@@ -215,7 +215,7 @@ def best_of_sft(plan: Any) -> dict[int, dict[str, float]]:
     prompts = [prompt for prompt in prompts if prompt.prompt not in dict(PROBES)]
     tokenizer = load_tokenizer(str(run.sft))
     model = load_policy(str(run.sft), ModelArguments(dtype="float32"), tokenizer)
-    settings = decoding("sample", [f"max_new_tokens={run.settings['response_length']}"])
+    settings = decoding("sample", max_new_tokens=run.settings["response_length"])
     answers = sample_answers(model, tokenizer, prompts, settings, max(BEST_OF), seed=plan.seed)
     ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts])
     texts = [[*own, *answer.ids] for own, its in zip(ids, answers, strict=True) for answer in its]

@@ -45,6 +45,7 @@ def generate_file(args: argparse.Namespace) -> None:
     """
     from kochat_trl.desk.answers import generate as gen
     from kochat_trl.desk.answers.best_of import best_of, kl_of_best
+    from kochat_trl.models.tokenizer import check_same_tokens
     from kochat_trl.reward.score import load_scorer
 
     if args.reward_model and not args.compare and args.best_of is None:
@@ -60,7 +61,7 @@ def generate_file(args: argparse.Namespace) -> None:
         raise UserError("--limit is for --file")
     preset = args.decoding or ("greedy" if args.best_of is None else "sample")
     names = [name.strip() for name in args.compare.split(",")] if args.compare else [preset]
-    strategies = {name: gen.decoding(name, args.set) for name in names}
+    strategies = {name: gen.decoding(name, **opt.fields_of(args)) for name in names}
     prompts = [Prompt(text) for text in args.prompt or []]
     if args.file:
         skip = args.invalid_records == "skip"
@@ -71,8 +72,7 @@ def generate_file(args: argparse.Namespace) -> None:
     model, tokenizer = opt.policy_of(args)
     scorer = None
     if args.reward_model:
-        if opt.tokenizer_of(args.reward_model).get_vocab() != tokenizer.get_vocab():
-            raise UserError(f"{args.reward_model} has another vocabulary than {args.model}")
+        check_same_tokens(tokenizer, args.model, opt.tokenizer_of(args.reward_model), args.reward_model)
         scorer = load_scorer(args.reward_model, "float32", tokenizer)
     if args.compare:
         rows = gen.compare_decoding(model, tokenizer, prompts, strategies, args.seed, scorer, args.batch_size)
@@ -120,7 +120,7 @@ def chat_with(args: argparse.Namespace) -> None:
 
     import torch
 
-    settings = decoding(args.decoding, args.set)
+    settings = decoding(args.decoding, **opt.fields_of(args))
     model, tokenizer = opt.policy_of(args)
     torch.manual_seed(args.seed)
     chat = Chat(model, tokenizer, settings, args.system)

@@ -237,7 +237,7 @@ def sample_data(args: argparse.Namespace) -> None:
     refuse_existing(args.output)
     if args.n < 2 and args.to != "sft":
         raise UserError(f"--n {args.n}: two answers or more can be ranked")
-    settings = decoding(args.decoding, args.set)
+    settings = decoding(args.decoding, **opt.fields_of(args))
     prompts, invalid = read_prompts(args.file, args.invalid_records == "skip", args.limit, opt.reading_options(args))
     found = sample_answers(*opt.policy_of(args), prompts, settings, args.n, args.batch_size, args.seed)
     answers = [[its[i].text for its in found] for i in range(args.n)]

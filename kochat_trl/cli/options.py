@@ -6,6 +6,7 @@ What a command needs is imported when it runs, so that `kochat --help` answers a
 import argparse
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from kochat_trl.data.options import ReadingOptions
@@ -112,6 +113,20 @@ def _reading(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--map: found {pair!r}, expected COLUMN=WHAT, such as question=prompt")
     names = ("encoding", "plain_text", "labels", "ranking_order")
     return {"columns": columns} | {name: getattr(args, name) for name in names}
+
+
+def fields_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What `--set` of `SAMPLING` says, read as YAML, for `decoding`."""
+    import yaml
+
+    fields: dict[str, Any] = {}
+    for word in args.set:
+        name, equals, fields[name] = word.partition("=")
+        if not equals:
+            raise UserError(f"--set: found '{word}', expected FIELD=VALUE, such as temperature=0.7")
+        with suppress(yaml.YAMLError, ValueError):  # then it stays text, which no field takes
+            fields[name] = yaml.safe_load(fields[name])
+    return fields
 
 
 def list_records(errors: Iterable[RecordError], fate: str = "left out") -> None:

@@ -147,11 +147,19 @@ def load_reward_model(
     return add_lora(model, model_args) if trainable else model.requires_grad_(False)
 
 
-def load_adapter(model: PreTrainedModel, path: str, trainable: bool = False) -> Any:
-    """Put the adapter in the folder `path` on `model`, whether or not it was trained on a quantized base."""
+def load_adapter(model: Any, path: str, trainable: bool = False, name: str = "default") -> Any:
+    """Put the adapter in the folder `path` on `model`, whether or not it was trained on a quantized base.
+
+    Where others are on it already, it is beside them under `name`, and off.
+    """
     config = PeftConfig.from_pretrained(path)
     config.fan_in_fan_out = has_conv1d(model)
-    return cast_trainable_to_float32(PeftModel.from_pretrained(model, path, config=config, is_trainable=trainable))
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+        model.load_adapter(path, name, is_trainable=trainable)
+    else:
+        model = PeftModel.from_pretrained(model, path, name, config=config, is_trainable=trainable)
+    return cast_trainable_to_float32(model)
 
 
 def add_lora(model: PreTrainedModel, model_args: ModelArguments) -> PreTrainedModel:

@@ -82,9 +82,14 @@ def check_fits(tokenizer: PreTrainedTokenizerBase, embedding_size: int, model: s
         )
 
 
-def check_same_texts(one: PreTrainedTokenizerBase, path: str, other: PreTrainedTokenizerBase, other_path: str) -> None:
-    """Refuse tokenizers of two folders that make other tokens of a text, or other texts of an exchange."""
+def check_same_tokens(one: PreTrainedTokenizerBase, path: str, other: PreTrainedTokenizerBase, other_path: str) -> None:
+    """Refuse tokenizers of two folders that make other tokens of a text."""
     if one.get_vocab() != other.get_vocab():
         raise UserError(f"{other_path} reads other tokens than {path}: train both from the same base")
+
+
+def check_same_texts(one: PreTrainedTokenizerBase, path: str, other: PreTrainedTokenizerBase, other_path: str) -> None:
+    """Refuse tokenizers of two folders that make other tokens of a text, or other texts of an exchange."""
+    check_same_tokens(one, path, other, other_path)
     if one.get_chat_template() != other.get_chat_template():
         raise UserError(f"{other_path} has another chat template than {path}: what one writes the other never read")

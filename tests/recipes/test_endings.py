@@ -100,7 +100,7 @@ def test_in_generate(run_of):
     assert answer_shape(tokenizer).end == ENDS[name] != tokenizer.eos_token
     model = load_policy(str(folder / "sft"), ModelArguments(dtype="float32"), tokenizer)
     prompts = [Prompt(question) for question, _ in SUMS]
-    answers = generate_answers(model, tokenizer, prompts, decoding("sample", [f"max_new_tokens={LENGTH}"]))
+    answers = generate_answers(model, tokenizer, prompts, decoding("sample", max_new_tokens=LENGTH))
     assert sum(answer.ended for answer in answers) >= 95
     ended = [answer for answer in answers if answer.ended]
     assert {answer.ids[-1] for answer in ended} == {tokenizer.convert_tokens_to_ids(ENDS[name])}

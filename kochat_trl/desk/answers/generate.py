@@ -1,10 +1,12 @@
 """Answers from a causal LM, by any decoding strategy, and what is said of them; and a chat."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from itertools import groupby
 from operator import itemgetter
+from threading import Event
 from typing import Any
 
 from kochat_trl.data.records import Prompt, conversation
@@ -22,10 +24,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 _DECODING = yaml.safe_load(files(__package__).joinpath("decoding.yaml").read_text(encoding="utf-8"))
-PLAIN: dict[str, Any] = _DECODING["plain"]
+FIELDS: dict[str, tuple[Any, Any, Any]] = _DECODING["fields"]
+PLAIN: dict[str, Any] = {name: plain for name, (plain, _, _) in FIELDS.items()}
 PRESETS: dict[str, dict[str, Any]] = _DECODING["presets"]
 
 
@@ -38,34 +42,27 @@ class Response:
     ended: bool
 
 
-def decoding(preset: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Every generation setting of a preset, with `FIELD=VALUE`s over it (values are read as YAML).
+def decoding(preset: str, /, **overrides: Any) -> dict[str, Any]:
+    """Every generation setting of a preset, with `overrides` over it: fields of transformers' GenerationConfig.
 
-    Raises `UserError` for a preset or a field of transformers' GenerationConfig that there is none of.
+    Raises `UserError` for a preset or a field that decoding.yaml has none of, and for a value out of a field's bounds.
     """
     if preset not in PRESETS:
         raise UserError(f"there is no preset '{preset}'; there are {', '.join(PRESETS)}")
-    settings = PLAIN | PRESETS[preset]
-    known = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {*_DECODING["refused"]}
-    for word in overrides:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise UserError(f"--set: found '{word}', expected FIELD=VALUE, such as temperature=0.7")
-        if name not in known:
-            raise UserError(f"--set: a generation config has no '{name}' here{nearest(name, known)}")
-        settings[name] = yaml.safe_load(value)
-        if isinstance(PLAIN.get(name), float) and isinstance(settings[name], int):
-            settings[name] = float(settings[name])
-    if not isinstance(settings["max_new_tokens"], int) or settings["max_new_tokens"] < 1:
-        raise UserError(f"--set: max_new_tokens: found {settings['max_new_tokens']}, expected 1 or more")
-    return settings
+    return PLAIN | PRESETS[preset] | {name: _checked(name, value) for name, value in overrides.items()}
 
 
-def _config(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    try:
-        return GenerationConfig(**generation_ids(tokenizer) | settings)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"--set: {error}") from None
+def _checked(name: str, value: Any) -> Any:
+    if name not in FIELDS:
+        raise UserError(f"decoding has no '{name}'" + nearest(name, {*FIELDS}, f"; it has {', '.join(FIELDS)}"))
+    plain, least, most = FIELDS[name]
+    kind = type(plain)
+    typed = type(value) is kind or (kind is float and type(value) is int)
+    if not typed or not least <= value <= most:
+        number = "a whole number" if kind is int else "a number"
+        expected = "true or false" if kind is bool else f"{number} from {least} to {most}"
+        raise UserError(f"{name}: found {value!r}, expected {expected}")
+    return kind(value)
 
 
 @torch.no_grad()
@@ -84,7 +81,6 @@ def generate_answers(
     """
     torch.manual_seed(seed)
     model.eval()
-    config = _config(settings, tokenizer)
     ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts])
     check_room(model, max(map(len, ids), default=0), settings["max_new_tokens"])
     answers: dict[int, Response] = {}
@@ -92,20 +88,49 @@ def generate_answers(
     for start in tqdm(range(0, len(ids), batch_size), desc="answering", delay=2, leave=False):
         places = by_length[start : start + batch_size]
         batch = tokenizer.pad([{"input_ids": ids[i]} for i in places], padding_side="left", return_tensors="pt")
-        output = _generate(model, config, **batch.to(model.device))
+        output = _generate(model, tokenizer, settings, **batch.to(model.device))
         for i, row in zip(places, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
             answers[i] = _answer(tokenizer, row)
     return [answers[i] for i in range(len(ids))]
 
 
-def _generate(model: Any, config: GenerationConfig, **inputs: Any) -> torch.Tensor:
-    """transformers' generate() without the model's own generation config, which fills in what `config` has as None."""
+@torch.no_grad()
+def answer_ids(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: list[int],
+    settings: dict[str, Any],
+    show: Callable[[str], None] | None = None,
+    stop: Event | None = None,
+) -> Response:
+    """The answer to one prompt's ids, by `settings` of `decoding`, `show`n in pieces that make up its text.
+
+    Beams have no first word until they have the last, and are shown then. Once `stop` is set at most one more token
+    comes. Raises `UserError` if the prompt and its answer may take more positions than the model has.
+    """
+    check_room(model, len(prompt_ids), settings["max_new_tokens"])
+    model.eval()
+    batch: Any = tokenizer.pad([{"input_ids": prompt_ids}], return_tensors="pt").to(model.device)
+    if show and settings["num_beams"] == 1:
+        batch["streamer"] = _AnswerStreamer(tokenizer, show)
+    if stop:
+        batch["stopping_criteria"] = [lambda ids, scores: torch.full(ids.shape[:1], stop.is_set(), device=ids.device)]
+    output = _generate(model, tokenizer, settings, **batch)
+    answer = _answer(tokenizer, output[0, len(prompt_ids) :].tolist())
+    if show and settings["num_beams"] > 1:
+        show(answer.text)
+    return answer
+
+
+def _generate(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], **inputs: Any) -> torch.Tensor:
+    """transformers' generate() without the model's own generation config, which fills in what another has as None."""
+    config = GenerationConfig(**generation_ids(tokenizer) | settings)
     model = model.get_base_model() if isinstance(model, PeftModel) else model  # its LoRA layers are on all the same
     own, model.generation_config = model.generation_config, config
     try:
         return model.generate(**inputs, generation_config=config)
-    except ValueError as error:
-        raise UserError(f"--set: {error}") from None
+    except ValueError as error:  # there are models without beams
+        raise UserError(f"decoding: {error}") from None
     finally:
         model.generation_config = own
 
@@ -181,25 +206,31 @@ def print_decodings(rows: Sequence[dict[str, Any]], console: Console) -> None:
         console.print(table)
 
 
-class _AnswerStreamer(TextStreamer):
-    """Prints an answer word by word, but what the template opens it with, and what it stops at."""
+class _AnswerStreamer(BaseStreamer):
+    """Shows an answer as it grows, in pieces that make up its text: without what the template opens and closes it
+    with, and a character once all its bytes are there."""
 
-    def __init__(self, tokenizer: Any):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._opening, self._stops = answer_shape(tokenizer).opening, stop_ids(tokenizer)
-        self._held: str | None = ""  # what may be the opening; None once that is over
+    def __init__(self, tokenizer: Any, show: Callable[[str], None]):
+        self._tokenizer, self._show, self._opening = tokenizer, show, answer_shape(tokenizer).opening
+        self._ids: list[int] | None = None  # until the prompt has come
+        self._shown = ""
 
     def put(self, value: torch.Tensor) -> None:
-        if self.next_tokens_are_prompt or value.item() not in self._stops:
-            super().put(value)
+        if self._ids is None:
+            self._ids = []
+            return
+        self._ids += value.tolist()
+        text = answer_text(self._tokenizer, self._ids).rstrip("\ufffd").rstrip()
+        if not self._opening.startswith(text):  # which may be all that there is so far
+            self._grow(text)
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if self._held is not None:
-            self._held += text
-            text = ""
-            if stream_end or not self._opening.startswith(self._held.strip()):
-                text, self._held = self._held.lstrip().removeprefix(self._opening).lstrip(), None
-        super().on_finalized_text(text, stream_end)
+    def end(self) -> None:
+        self._grow(answer_text(self._tokenizer, self._ids or []))
+
+    def _grow(self, text: str) -> None:
+        piece, self._shown = text[len(self._shown) :], text
+        if piece:
+            self._show(piece)
 
 
 class Chat:
@@ -212,17 +243,14 @@ class Chat:
         self, model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], system: str | None = None
     ):
         self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings
-        self.config = _config(settings, tokenizer)
         self.system = conversation(system=system)
         self.messages: list[dict[str, str]] = []  # the exchanges after it
         render(tokenizer, conversation("?", system=system), prompt=True)  # told before anything is said
 
-    @torch.no_grad()
     def say(self, text: str) -> tuple[str, int]:
         """The answer to `text`, printed while it comes, and how many exchanges were forgotten to make room for it.
 
-        Beams have no first word until they have the last, and are printed then. Raises `UserError`, and remembers
-        nothing of it, if `text` alone doesn't fit the model.
+        Raises `UserError`, and remembers nothing of it, if `text` alone doesn't fit the model.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         while True:
@@ -235,13 +263,9 @@ class Chat:
                     raise
                 del messages[:2]
         forgotten = (len(self.messages) + 1 - len(messages)) // 2
-        batch = self.tokenizer.pad([{"input_ids": ids}], return_tensors="pt").to(self.model.device)
-        streams = self.settings["num_beams"] == 1
-        streamer = _AnswerStreamer(self.tokenizer) if streams else None
-        output = _generate(self.model, self.config, **batch, streamer=streamer)
-        answer = _answer(self.tokenizer, output[0, len(ids) :].tolist())
-        if not streams:
-            print(answer.text)
+        show = partial(print, end="", flush=True)
+        answer = answer_ids(self.model, self.tokenizer, ids, self.settings, show)
+        print()
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         return answer.text, forgotten
 

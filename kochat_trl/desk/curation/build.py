@@ -46,8 +46,8 @@ def gather_answers(
 
     tokenizer = load_tokenizer(source)
     model = load_policy(source, ModelArguments(dtype="float32"), tokenizer)
-    settings = decoding("sample" if temperature else "greedy") | {"max_new_tokens": max_new_tokens}
-    settings |= {"temperature": temperature} if temperature else {}
+    fields = {"max_new_tokens": max_new_tokens} | ({"temperature": temperature} if temperature else {})
+    settings = decoding("sample" if temperature else "greedy", **fields)
     answers = generate_answers(model, tokenizer, prompts, settings, seed=seed)
     return [answer.text for answer in answers]
 

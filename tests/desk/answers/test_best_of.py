@@ -22,7 +22,7 @@ PROMPTS = [
     Prompt("왜?", None, ("일본의 수도는?", "도쿄")),
     Prompt("네"),
 ]
-SAMPLE = decoding("sample", ["max_new_tokens=5"])
+SAMPLE = decoding("sample", max_new_tokens=5)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_samples_of_a_prompt_are_its_own_and_come_back_by_seed(model, tiny_token
 
 def test_what_gives_n_equal_answers_is_refused(model, tiny_tokenizer):
     for preset in ("greedy", "beam"):
-        settings = decoding(preset, ["max_new_tokens=2"])
+        settings = decoding(preset, max_new_tokens=2)
         with pytest.raises(UserError, match="without sampling all 2 answers to a prompt are equal"):
             sample_answers(model, tiny_tokenizer, PROMPTS, settings, 2)
         assert len(sample_answers(model, tiny_tokenizer, PROMPTS, settings, 1)) == 4

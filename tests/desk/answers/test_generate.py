@@ -9,11 +9,10 @@ import sys
 from benchmarks.architectures import CHATML, byte_tokenizer
 from kochat_trl.data.records import Prompt
 from kochat_trl.desk.answers.generate import (
-    PLAIN,
     PRESETS,
     Chat,
     Response,
-    _AnswerStreamer,
+    answer_ids,
     compare_decoding,
     decoding,
     generate_answers,
@@ -22,12 +21,14 @@ from kochat_trl.desk.answers.generate import (
 )
 from kochat_trl.desk.answers.likeness import distinct
 from kochat_trl.errors import UserError
-from kochat_trl.models.template import render
+from kochat_trl.models.template import render, stop_ids
 from kochat_trl.reward.score import load_scorer, score_ids
 from kochat_trl.rows.encode import encode_prompt, encode_prompts
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from tokenizers import AddedToken
@@ -60,59 +61,11 @@ def said(printed):
     return "\n".join(line for line in printed.splitlines() if "Loading weights" not in line)
 
 
-# --- Settings
-
-
-def test_presets():
-    assert set(PRESETS) == {"greedy", "sample", "beam", "top_k", "top_p", "course"}
-    for name, fields in PRESETS.items():
-        assert set(fields) <= set(PLAIN)
-        assert decoding(name) == PLAIN | fields
-    assert decoding("course") == PLAIN | {
-        "do_sample": True, "top_k": 50, "num_beams": 4, "repetition_penalty": 2.0, "no_repeat_ngram_size": 4,
-        "early_stopping": True,
-    }  # fmt: skip
-
-
-def test_overrides_are_read_as_yaml():
-    assert decoding("sample", ["temperature=2", "repetition_penalty=3"])["repetition_penalty"] == 3.0
-    assert isinstance(decoding("sample", ["temperature=2"])["temperature"], float)
-    words = ["temperature=0.7", "top_k=20", "do_sample=true", "max_new_tokens=5", "bad_words_ids=[[3]]"]
-    found = decoding("beam", words)
-    assert found == decoding("beam") | {
-        "temperature": 0.7, "top_k": 20, "do_sample": True, "max_new_tokens": 5, "bad_words_ids": [[3]]
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("preset", "words", "message"),
-    [
-        ("nucleus", [], "there are greedy, sample"),
-        ("greedy", ["temperatur=1"], "Did you mean 'temperature'"),
-        ("greedy", ["temperature"], "expected FIELD=VALUE"),
-        ("greedy", ["num_return_sequences=2"], "no 'num_return_sequences' here"),
-        ("greedy", ["_commit_hash=2"], "no '_commit_hash' here"),
-        ("greedy", ["stop_strings=a"], "no 'stop_strings' here"),
-        ("greedy", ["max_new_tokens=-1"], "max_new_tokens: found -1, expected 1 or more"),
-        ("greedy", ["max_new_tokens=null"], "max_new_tokens: found None"),
-    ],
-)
-def test_what_is_no_setting(preset, words, message):
-    with pytest.raises(UserError, match=message):
-        decoding(preset, words)
-
-
-def test_a_value_that_transformers_refuses(model, tiny_tokenizer):
-    with pytest.raises(UserError, match="--set"):
-        generate_answers(model, tiny_tokenizer, [Prompt("네")], decoding("sample", ["temperature=0"]))
-    assert model.generation_config.temperature != 0
-
-
 # --- Answers
 
 
 def test_greedy_equals_a_loop(model, tiny_tokenizer):
-    answers = generate_answers(model, tiny_tokenizer, PROMPTS, decoding("greedy", ["max_new_tokens=12"]), batch_size=2)
+    answers = generate_answers(model, tiny_tokenizer, PROMPTS, decoding("greedy", max_new_tokens=12), batch_size=2)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         assert answer.ids == greedy_loop(model, tiny_tokenizer, prompt, 12)
         assert answer.ended == (answer.ids[-1] == tiny_tokenizer.eos_token_id)
@@ -122,7 +75,7 @@ def test_greedy_equals_a_loop(model, tiny_tokenizer):
 
 @pytest.mark.parametrize("preset", ["beam", "course", "top_k", "top_p", "sample"])
 def test_a_preset_is_what_generate_makes_of_its_fields(model, tiny_tokenizer, preset):
-    answer = generate_answers(model, tiny_tokenizer, PROMPTS[:1], decoding(preset, ["max_new_tokens=8"]), seed=3)[0]
+    answer = generate_answers(model, tiny_tokenizer, PROMPTS[:1], decoding(preset, max_new_tokens=8), seed=3)[0]
     ids = torch.tensor([encode_prompt(tiny_tokenizer, PROMPTS[0].messages)])
     torch.manual_seed(3)
     expected = model.generate(
@@ -142,7 +95,7 @@ def test_nothing_leaks_from_a_saved_generation_config(tiny_base, model, tiny_tok
         num_beams=3, max_new_tokens=3, bad_words_ids=[[i] for i in range(50, 500)],
     )  # fmt: skip
     own = bent.generation_config
-    settings = decoding("greedy", ["max_new_tokens=12"])
+    settings = decoding("greedy", max_new_tokens=12)
     plain = generate_answers(model, tiny_tokenizer, PROMPTS, settings)
     assert generate_answers(bent, tiny_tokenizer, PROMPTS, settings) == plain
     adapted = get_peft_model(bent, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
@@ -151,7 +104,7 @@ def test_nothing_leaks_from_a_saved_generation_config(tiny_base, model, tiny_tok
 
 
 def test_seeds(model, tiny_tokenizer):
-    settings = decoding("sample", ["max_new_tokens=12"])
+    settings = decoding("sample", max_new_tokens=12)
     one, again, other = (generate_answers(model, tiny_tokenizer, PROMPTS, settings, seed=s) for s in (0, 0, 1))
     assert one == again != other
     assert one[0] != one[3]  # the same prompt, drawn twice
@@ -160,7 +113,7 @@ def test_seeds(model, tiny_tokenizer):
 def test_no_room_for_an_answer(model, tiny_tokenizer):
     positions = model.config.max_position_embeddings
     with pytest.raises(UserError, match=f"answer of up to {positions} don't fit the model's {positions}"):
-        generate_answers(model, tiny_tokenizer, PROMPTS, decoding("greedy", [f"max_new_tokens={positions}"]))
+        generate_answers(model, tiny_tokenizer, PROMPTS, decoding("greedy", max_new_tokens=positions))
 
 
 def test_no_prompts(model, tiny_tokenizer):
@@ -183,7 +136,7 @@ def test_mean_logprob(model, tiny_tokenizer):
 
 
 def test_comparison(model, tiny_tokenizer, tiny_reward):
-    strategies = {name: decoding(name, ["max_new_tokens=6"]) for name in ("greedy", "beam")}
+    strategies = {name: decoding(name, max_new_tokens=6) for name in ("greedy", "beam")}
     scorer = load_scorer(tiny_reward, "float32", tiny_tokenizer)
     rows = compare_decoding(model, tiny_tokenizer, PROMPTS[:2], strategies, 0, scorer)
     assert [(row["prompt"], row["decoding"]) for row in rows] == [
@@ -241,13 +194,13 @@ def test_an_answer_ends_where_the_template_ends_it_or_the_text_ends(thoughtful):
     cases = [([word, end, eos, word], 2, True), ([word, eos, end], 2, True), ([word, word], 2, False)]
     for ids, length, ended in cases:
         model = Scripted(*ids)
-        (answer,) = generate_answers(model, thoughtful, PROMPTS[:1], decoding("greedy", ["max_new_tokens=4"]))
+        (answer,) = generate_answers(model, thoughtful, PROMPTS[:1], decoding("greedy", max_new_tokens=4))
         assert (answer.ids, answer.ended) == (tuple(ids[:length]), ended)
         assert model.stops == [end, eos]
 
 
 def test_an_answer_is_told_without_what_the_template_opens_it_with(thoughtful, capsys):
-    settings = decoding("greedy", ["max_new_tokens=4"])
+    settings = decoding("greedy", max_new_tokens=4)
     opening, words = "(멍멍)\n\n몰라\n\n", "저도 반가워요. 무엇을 도와드릴까요?"
     ids = thoughtful(f"{opening}{words}<mask>", add_special_tokens=False)["input_ids"]
     assert thoughtful.decode(ids) == f"{opening}{words}<mask>"
@@ -264,9 +217,46 @@ def test_an_answer_is_told_without_what_the_template_opens_it_with(thoughtful, c
         assert capsys.readouterr().out == f"{other}\n"
 
 
+def chatml(kind):
+    """A byte-level tokenizer, whose end of an answer is a special token, or an added one that decodes to text."""
+    tokenizer, special = byte_tokenizer(CHATML, "<eos>", eos_token="<eos>", pad_token="<eos>"), kind == "special"
+    tokenizer.add_tokens([AddedToken("<|im_end|>", special=special)], special_tokens=special)
+    return tokenizer
+
+
+def shown(tokenizer, ids):
+    """The pieces in which an answer of these ids, or of a text, is shown, and its text."""
+    ids = tokenizer(ids, add_special_tokens=False)["input_ids"] if isinstance(ids, str) else ids
+    pieces = []
+    answer = answer_ids(Scripted(*ids), tokenizer, [5, 6, 7], decoding("greedy", max_new_tokens=90), pieces.append)
+    return pieces, answer.text
+
+
+@pytest.mark.parametrize("kind", ["special", "added"])
+def test_an_answer_is_shown_a_token_at_a_time(kind):
+    pieces, whole = shown(chatml(kind), "네 그래요.\n\n🙂 \n아 <|im_end|>")
+    assert whole == "네 그래요.\n\n🙂 \n아"
+    assert pieces == ["네", " 그", "래", "요", ".", "\n\n🙂", " \n아"]
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(data=st.data())
+@pytest.mark.parametrize("kind", ["tiny_tokenizer", "thoughtful", "special", "added"])
+def test_whatever_is_shown_makes_up_the_answer(request, kind, data):
+    """Broken characters, spaces at either end, and an opening that isn't whole among them."""
+    tokenizer = chatml(kind) if kind in ("special", "added") else request.getfixturevalue(kind)
+    opening = tokenizer("(멍멍)\n\n몰라\n\n", add_special_tokens=False)["input_ids"]
+    ids = opening[: data.draw(st.integers(0, len(opening)))]
+    ids += data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=12))
+    stops = [i for i, token_id in enumerate(ids) if token_id in stop_ids(tokenizer)]
+    pieces, whole = shown(tokenizer, ids[: stops[0] + 1] if stops else ids)
+    assert "".join(pieces) == whole
+    assert all(pieces)
+
+
 def test_a_prompt_s_system_message_reaches_the_model(tiny_tokenizer):
     model, prompts = Scripted(5), [Prompt("네", "존댓말로 답해."), Prompt("네"), Prompt("네", "반말로 답해.")]
-    settings = decoding("greedy", ["max_new_tokens=4"])
+    settings = decoding("greedy", max_new_tokens=4)
     generate_answers(model, tiny_tokenizer, prompts, settings, batch_size=1)
     texts = [render(tiny_tokenizer, prompt.messages, prompt=True) for prompt in prompts]
     assert sorted(model.asked) == sorted(tiny_tokenizer(texts, add_special_tokens=False)["input_ids"])
@@ -274,7 +264,7 @@ def test_a_prompt_s_system_message_reaches_the_model(tiny_tokenizer):
 
 def test_a_comparison_keeps_prompts_apart_by_their_system_message(model, tiny_tokenizer):
     prompts = [Prompt("네", "존댓말로 답해."), Prompt("네"), Prompt("네", "반말로 답해.")]
-    strategies = {name: decoding(name, ["max_new_tokens=2"]) for name in ("greedy", "beam")}
+    strategies = {name: decoding(name, max_new_tokens=2) for name in ("greedy", "beam")}
     rows = compare_decoding(model, tiny_tokenizer, prompts, strategies)
     expected = [(p.system, name) for p in prompts for name in strategies]
     assert [(row.get("system"), row["decoding"]) for row in rows] == expected
@@ -286,12 +276,23 @@ def test_a_comparison_keeps_prompts_apart_by_their_system_message(model, tiny_to
     assert console.file.getvalue().count("log p a token") == 3
 
 
+def test_what_a_model_refuses_is_told_of(tiny_tokenizer):
+    """As those do that know no beams."""
+
+    class Refusing(Scripted):
+        def generate(self, **_):
+            raise ValueError("it cannot use beam search")
+
+    with pytest.raises(UserError, match="it cannot use beam search"):
+        generate_answers(Refusing(), tiny_tokenizer, PROMPTS[:1], decoding("beam"))
+
+
 # --- Chat
 
 
 @pytest.mark.parametrize("preset", ["greedy", "beam"])
 def test_a_chat_remembers(model, tiny_tokenizer, capsys, preset):
-    chat = Chat(model, tiny_tokenizer, decoding(preset, ["max_new_tokens=10"]))
+    chat = Chat(model, tiny_tokenizer, decoding(preset, max_new_tokens=10))
     first, _ = chat.say("반가워요")
     assert capsys.readouterr().out.strip() == first
     second, forgotten = chat.say("네")
@@ -312,7 +313,7 @@ def test_a_chat_remembers(model, tiny_tokenizer, capsys, preset):
 def test_a_chat_forgets_the_oldest_first(model, tiny_tokenizer):
     positions = model.config.max_position_embeddings
     length = len(encode_prompt(tiny_tokenizer, Prompt("반가워요").messages))
-    chat = Chat(model, tiny_tokenizer, decoding("greedy", [f"max_new_tokens={positions - length - 4}"]))
+    chat = Chat(model, tiny_tokenizer, decoding("greedy", max_new_tokens=positions - length - 4))
     for text in ("반가워요", "네"):
         chat.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": "네"}]
     assert chat.say("반가워요")[1] == 2
@@ -327,7 +328,7 @@ def test_a_chat_forgets_the_oldest_first(model, tiny_tokenizer):
 def test_a_chat_keeps_its_system_message(tiny_tokenizer):
     """Also after a reset, and where it forgets the oldest exchanges."""
     model = Scripted(tiny_tokenizer.encode("네")[-1])
-    chat = Chat(model, tiny_tokenizer, decoding("greedy", ["max_new_tokens=4"]), "무엇을 도와드릴까요?")
+    chat = Chat(model, tiny_tokenizer, decoding("greedy", max_new_tokens=4), "무엇을 도와드릴까요?")
     alone = encode_prompt(tiny_tokenizer, Prompt("네", "무엇을 도와드릴까요?").messages)
     start = tiny_tokenizer.encode("무엇을 도와드릴까요?")
     assert alone[: len(start)] == start
@@ -365,7 +366,9 @@ def test_generate_command(kochat, tiny_base, model, tiny_tokenizer, write, tmp_p
     """One prompt is answered with the answer alone; a file of them in lines, or into a file."""
     words = ["max_new_tokens=6", "min_new_tokens=6"]
     settings = ("--set", *words)
-    expected = generate_answers(model, tiny_tokenizer, PROMPTS[:3], decoding("greedy", words))
+    expected = generate_answers(
+        model, tiny_tokenizer, PROMPTS[:3], decoding("greedy", max_new_tokens=6, min_new_tokens=6)
+    )
     code, printed = kochat("generate", tiny_base, "--prompt", TEXTS[0], *settings)
     assert (code, said(printed).strip()) == (0, expected[0].text)
     assert expected[0].text
@@ -392,7 +395,9 @@ def test_a_system_message_for_all(kochat, tiny_base, model, tiny_tokenizer, writ
         code, printed = kochat("generate", tiny_base, "--file", file, "--output", output, "--set", *words, *options)
         assert code == 0, printed
         prompts = [Prompt("네", system) for system in systems]
-        answers = generate_answers(model, tiny_tokenizer, prompts, decoding("greedy", words))
+        answers = generate_answers(
+            model, tiny_tokenizer, prompts, decoding("greedy", max_new_tokens=6, min_new_tokens=6)
+        )
         rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
         assert rows == [
             p.fields | {"completion": a.text, "ended": a.ended} for p, a in zip(prompts, answers, strict=True)
@@ -435,15 +440,3 @@ def test_generate_refusals(kochat, tiny_base, tiny_reward):
     code, printed = kochat("generate", tiny_base, "--prompt", "네", "--compare", "greedy,bem")
     assert code == 1
     assert "there is no preset 'bem'" in printed
-
-
-@pytest.mark.parametrize("special", [True, False])
-def test_an_end_is_not_streamed_whatever_kind_of_token_it_is(special, capsys):
-    tokenizer = byte_tokenizer(CHATML, "<eos>", eos_token="<eos>")
-    tokenizer.add_tokens([AddedToken("<|im_end|>", special=special)], special_tokens=special)
-    streamer = _AnswerStreamer(tokenizer)
-    streamer.put(torch.tensor([[5, 6, 7]]))  # the prompt
-    for token_id in tokenizer("네 그래요<|im_end|>", add_special_tokens=False)["input_ids"]:
-        streamer.put(torch.tensor([token_id]))
-    streamer.end()
-    assert capsys.readouterr().out == "네 그래요\n"

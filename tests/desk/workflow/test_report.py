@@ -110,7 +110,7 @@ def test_a_prompt_is_asked_with_its_system_message(run, write, tiny_base, tiny_t
     assert (prompts[len(FOUR) :], references) == (asked, dict(zip(asked, ["둘", "셋"], strict=True)))
     report = build_report([run / "ppo"], file, seed=1)
     model = load_policy(tiny_base, ModelArguments(dtype="float32"), tiny_tokenizer)
-    answers = generate_answers(model, tiny_tokenizer, prompts, decoding("sample", ["max_new_tokens=6"]), seed=1)
+    answers = generate_answers(model, tiny_tokenizer, prompts, decoding("sample", max_new_tokens=6), seed=1)
     assert [row["base"]["text"] for row in report["answers"]] == [answer.text for answer in answers]
     shown = [{key: row[key] for key in row if key in ("prompt", "system", "reference")} for row in report["answers"]]
     assert shown[len(FOUR) :] == [p.fields | {"reference": r} for p, r in references.items()]
@@ -118,7 +118,7 @@ def test_a_prompt_is_asked_with_its_system_message(run, write, tiny_base, tiny_t
 
 def test_answers_scores_and_wins(run, report, tiny_base, tiny_tokenizer):
     prompts = [Prompt(row["prompt"]) for row in report["answers"]]
-    settings = decoding("sample", ["max_new_tokens=6"])
+    settings = decoding("sample", max_new_tokens=6)
     scorer = load_scorer(str(run / "reward"), "float32", tiny_tokenizer)
     for name, path in {"base": tiny_base, "sft": str(run / "sft"), "ppo": str(run / "ppo")}.items():
         model = load_policy(path, ModelArguments(dtype="float32"), tiny_tokenizer)
@@ -142,7 +142,7 @@ def test_kl(run, report, tiny_tokenizer):
     """The mean, over PPO's answers, of log π − log π_ref of the whole answer."""
     prompts = [Prompt(row["prompt"]) for row in report["answers"]]
     models = {n: load_policy(str(run / n), ModelArguments(dtype="float32"), tiny_tokenizer) for n in ("ppo", "sft")}
-    answers = generate_answers(models["ppo"], tiny_tokenizer, prompts, decoding("sample", ["max_new_tokens=6"]), seed=1)
+    answers = generate_answers(models["ppo"], tiny_tokenizer, prompts, decoding("sample", max_new_tokens=6), seed=1)
     total = 0.0
     for prompt, answer in list(zip(prompts, answers, strict=True))[len(FOUR) :]:
         ids = encode_prompt(tiny_tokenizer, prompt.messages)

@@ -12,6 +12,8 @@ from typing import TextIO
 
 from kochat_trl.errors import UserError
 
+PROGRESS = "progress.json"  # how far a run is; gone when it has finished
+
 
 @contextmanager
 def new_file(path: str | Path) -> Iterator[TextIO]:
@@ -56,11 +58,17 @@ def set_aside(folder: Path) -> None:
         print(f"What was in {folder} is now in {free}.")
 
 
+def is_unused(folder: Path) -> bool:
+    """Whether a run may start in `folder`: there is nothing, or no more than how far another came."""
+    own = {PROGRESS, f".{PROGRESS}.partial"}
+    return not folder.is_dir() or all(path.name in own for path in folder.iterdir())
+
+
 def check_output_dir(output_dir: Path) -> None:
-    """Raise `UserError` if `output_dir` holds anything."""
+    """Raise `UserError` if `output_dir` holds anything but how far a run came that left nothing else."""
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"{output_dir} is a file; the output goes into a folder of its own")
-    if output_dir.is_dir() and any(output_dir.iterdir()):
+    if not is_unused(output_dir):
         raise UserError(
             f"{output_dir} is not empty. Choose another output folder; a recipe also takes "
             f"--overwrite_output_dir, which renames the old one, or --resume_from_checkpoint {output_dir}/checkpoint-N"

@@ -5,7 +5,15 @@ import os
 from pathlib import Path
 
 from kochat_trl.errors import UserError
-from kochat_trl.files import full_disk_told, last_checkpoint, new_file, replace_file
+from kochat_trl.files import (
+    PROGRESS,
+    check_output_dir,
+    full_disk_told,
+    is_unused,
+    last_checkpoint,
+    new_file,
+    replace_file,
+)
 
 import pytest
 import torch
@@ -104,3 +112,15 @@ def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         replace_file(path, "third")
     assert path.read_text(encoding="utf-8") == "새것"
+
+
+def test_how_far_a_run_came_that_left_nothing_else_is_in_nobodys_way(tmp_path):
+    assert is_unused(tmp_path / "not there")
+    for name in (PROGRESS, f".{PROGRESS}.partial"):  # the second is of a run that was killed while it wrote
+        (tmp_path / name).touch()
+        assert is_unused(tmp_path)
+        check_output_dir(tmp_path)
+    (tmp_path / "samples.jsonl").touch()
+    assert not is_unused(tmp_path)
+    with pytest.raises(UserError, match="is not empty"):
+        check_output_dir(tmp_path)

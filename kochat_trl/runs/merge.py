@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,9 @@ def merge_adapter(adapter: str, output: str | Path) -> float:
             f"a logit of the merged model differs by {difference:.1e} from the unmerged one, more than "
             f"{TOLERANCE:.0e}; don't use what is in {_failed(unfinished)}"
         )
-    if output.is_dir():
-        output.rmdir()  # it is empty
+    with suppress(OSError):
+        output.rmdir()  # it is empty, but for how far a run came
+    set_aside(output)
     unfinished.rename(output)
     return difference
 

@@ -2,23 +2,25 @@
 
 `<output_dir>/` holds the adapter or model (safetensors), the tokenizer with its template, `resolved.yaml` (every
 value in force, a `--config` again), `metrics.json`, `environment.json`, a model card, and `data_report.txt`
-where records were left out or cut.
+where records were left out or cut. While the run goes on there is `progress.json`, and after it if it broke off.
 """
 
 import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kochat_trl.errors import UserError
-from kochat_trl.files import check_output_dir, full_disk_told, replace_file, set_aside
+from kochat_trl.files import PROGRESS, check_output_dir, full_disk_told, replace_file, set_aside
 from kochat_trl.models.remote import allow_remote_code
 from kochat_trl.rows.rows import DataReport
 from kochat_trl.runs.cards import model_card
@@ -93,9 +95,40 @@ class KeepSettings(TrainerCallback):
             replace_file(Path(args.output_dir) / f"checkpoint-{state.global_step}" / SETTINGS, self.text)
 
 
+class ShowProgress(TrainerCallback):
+    """Keeps `progress.json`: how far the run is, on which machine and in which process, and its log so far.
+
+    All of it is written at each log: from 500 entries on at every second, from 1000 on at every third and so on, so
+    that what a log costs stays the same. A disk that takes no more doesn't stop the run here.
+    """
+
+    def __init__(self, stage: Stage):
+        self.known = {"stage": stage, "host": platform.node(), "pid": os.getpid()}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        self._write(args, state)
+
+    def on_log(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        if len(state.log_history) % (1 + len(state.log_history) // 500) == 0:
+            self._write(args, state)
+
+    def _write(self, args: Any, state: Any) -> None:
+        if state.is_world_process_zero:
+            logs = [{key: _finite(value) for key, value in log.items()} for log in state.log_history]
+            told = self.known | {"step": state.global_step, "max_steps": state.max_steps, "history": logs}
+            with suppress(OSError):
+                replace_file(Path(args.output_dir) / PROGRESS, json.dumps(told, ensure_ascii=False))
+
+
+def _finite(value: Any) -> Any:
+    """None for a number that JSON doesn't have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def train(trainer: Any, args: Arguments) -> dict[str, Any]:
     """Train, from a checkpoint if one is given, and evaluate where there is held-out data; returns the metrics."""
     trainer.add_callback(KeepSettings(args.resolved))
+    trainer.add_callback(ShowProgress(args.stage))
     checkpoint = args.training.resume_from_checkpoint
     started = time.perf_counter()
     with full_disk_told(args.training.output_dir):
@@ -132,6 +165,7 @@ def finish_run(
             texts |= {"metrics.json": _json(metrics | {"history": trainer.state.log_history})}  # last: it says "done"
             for name, text in texts.items():
                 replace_file(output_dir / name, text)
+            (output_dir / PROGRESS).unlink(missing_ok=True)
         if lines:
             logger.info("The records that were left out or cut are listed in %s/data_report.txt", output_dir)
         shown = {key: round(value, 4) for key, value in metrics.items() if isinstance(value, float)}

@@ -38,6 +38,7 @@ NO_MATTER |= {"resume_from_checkpoint", "run_name", "save_steps", "save_strategy
 class Arguments:
     """Everything that a recipe runs with. `resolved` has every key in force, ready to be a `--config` again."""
 
+    stage: Stage
     training: Any  # what `training_config` says
     model: ModelArguments
     recipe: RecipeArguments
@@ -69,7 +70,7 @@ def parse_arguments(stage: Stage, default_config: str, argv: list[str]) -> Argum
         training, model, recipe = parser.parse_dict(dict(resolved))
     except (ValueError, ImportError, UserError) as error:  # raised by the classes' own checks
         raise UserError(f"{path}: {error}") from None
-    return Arguments(training, model, recipe, resolved, given)
+    return Arguments(stage, training, model, recipe, resolved, given)
 
 
 def resolve_arguments(stage: Stage, config: str, argv: list[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from kochat_trl.errors import UserError
+from kochat_trl.files import PROGRESS
 from kochat_trl.models.loading import add_lora, load_causal_lm
 from kochat_trl.runs.merge import merge_adapter
 from kochat_trl.settings.keys import ModelArguments
@@ -27,7 +28,10 @@ def test_a_base_without_a_limit_of_positions_is_merged(tiny_base, tiny_tokenizer
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(tmp_path / "adapter")
     tiny_tokenizer.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / PROGRESS).write_text("{}")  # of a run that broke off
     assert merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged") < 1e-4
+    assert [path.name for path in (tmp_path / "merged-1").iterdir()] == [PROGRESS]
     assert GenerationConfig.from_pretrained(tmp_path / "merged").max_new_tokens == 128
 
 

@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from kochat_trl.files import new_file, set_aside
 
 from jinja2 import Template
 
+# Stages, and a key that only the settings of each have.
+MADE_BY = {"sft": "packing", "reward": "center_rewards_coefficient", "ppo": "reward_model_path", "dpo": "ld_alpha"}
+MADE_BY |= {"kto": "desirable_weight"}
 CURVES = {
     "sft": {"loss": "SFT loss", "eval_loss": "SFT held-out loss"},
     "reward": {"loss": "reward model loss", "eval_accuracy": "reward model held-out pair accuracy"},
@@ -27,6 +30,7 @@ CURVES = {
     "dpo": {"loss": "DPO loss", "rewards/margins": "DPO margin, β · log-ratio", "eval_loss": "DPO held-out loss"},
     "kto": {"loss": "KTO loss", "kl": "KTO estimate of KL, nats", "eval_loss": "KTO held-out loss"},
 }
+REWARDS = ("rewards/", "eval_rewards/")  # what the keys of functions that reward begin with
 COLORS = ["#4a90d9", "#e0802b", "#3c9d57", "#c8508a", "#8a8f30"]
 
 
@@ -49,20 +53,13 @@ def render_page(report: dict[str, Any]) -> str:
     template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     runs, histories = list(report["runs"]), report["curves"]
     plots, numbers = [], []
-    own = {
-        key
-        for name in runs
-        for entry in histories[name]
-        for key in entry
-        if key.startswith(("rewards/", "eval_rewards/"))
-    }
-    alone = {key: f"PPO {key.removesuffix('/mean')}" for key in sorted(own)}
-    for stage, titles in (CURVES | {"ppo": CURVES["ppo"] | alone}).items():
-        for key, title in titles.items():
-            drawn = [name for name, method in report["methods"].items() if method == stage] or [stage]
-            lines = {name: _curve(histories[name], key) for name in drawn if name in histories}
+    for stage in CURVES:
+        drawn = [name for name, method in report["methods"].items() if method == stage] or [stage]
+        its = {name: histories[name] for name in drawn if name in histories}
+        for key, title in titles_of(stage, its.values()).items():
+            lines = {name: points_of(history, key) for name, history in its.items()}
             if any(len(x) > 1 for x, _ in lines.values()):
-                plots.append((title, _svg(lambda axes, lines=lines: _lines(axes, lines))))
+                plots.append((title, line_plot(lines)))
             numbers += [(title, y[0]) for _, y in lines.values() if len(y) == 1]
     models = list(report["metrics"])
     counted = [row for row in report["answers"] if row["prompt"] not in dict(PROBES)]
@@ -78,14 +75,28 @@ def render_page(report: dict[str, Any]) -> str:
     return Template(template, autoescape=True).render(shown | filled)
 
 
-def _curve(history: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+def titles_of(stage: str, histories: Iterable[Sequence[dict[str, Any]]]) -> dict[str, str]:
+    """The curves of a stage: keys of its history, and titles. PPO has one more for each function that rewards."""
+    if stage != "ppo":
+        return CURVES[stage]
+    own = {key for history in histories for entry in history for key in entry if key.startswith(REWARDS)}
+    return CURVES["ppo"] | {key: f"PPO {key.removesuffix('/mean')}" for key in sorted(own)}
+
+
+def points_of(history: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """The steps of a curve, and its values."""
     points = [(entry.get("step", i), entry[key]) for i, entry in enumerate(history) if key in entry]
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _lines(axes: Any, lines: dict[str, tuple[list[float], list[float]]]) -> None:
-    for name, (x, y) in lines.items():
-        axes.plot(x, y, label=name)
+def line_plot(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+    """Curves in one plot, as SVG; their names are in it where they are several."""
+
+    def draw(axes: Any) -> None:
+        for name, (x, y) in lines.items():
+            axes.plot(x, y, label=name)
+
+    return _svg(draw)
 
 
 def _histogram(axes: Any, scores: dict[str, list[float]]) -> None:
@@ -96,7 +107,7 @@ def _histogram(axes: Any, scores: dict[str, list[float]]) -> None:
 
 def _against(axes: Any, histories: dict[str, Sequence[dict[str, Any]]]) -> None:
     for name, history in histories.items():
-        kl, score = (_curve(history, f"objective/{key}")[1] for key in ("kl", "scores"))
+        kl, score = (points_of(history, f"objective/{key}")[1] for key in ("kl", "scores"))
         axes.plot(kl, score, "o-", markersize=3, label=name)
     axes.set(xlabel="KL from SFT, nats a response", ylabel="score")
 

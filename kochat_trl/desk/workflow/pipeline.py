@@ -22,7 +22,7 @@ from typing import Any
 from kochat_trl.data.probes import PROBES
 from kochat_trl.desk.statistics import half_interval
 from kochat_trl.errors import UserError
-from kochat_trl.files import last_checkpoint, set_aside
+from kochat_trl.files import is_unused, last_checkpoint, set_aside
 from kochat_trl.settings.parse import changed_setting, folder_of, read_config, resolve_arguments
 
 import torch
@@ -164,7 +164,7 @@ def make_plan(
             steps.append(Step(stage, output, None, "done"))
             continue
         why, options = "new", list[str]()
-        if output.is_dir() and any(output.iterdir()):
+        if not is_unused(output):
             why, options = "again; what is there is renamed", ["--overwrite_output_dir", "true"]
             if not (done or again) and (checkpoint := last_checkpoint(output)):
                 why, options = f"goes on from {checkpoint.name}", ["--resume_from_checkpoint", str(checkpoint)]

@@ -21,6 +21,7 @@ from kochat_trl.desk.answers.likeness import bleu, chrf, distinct, rouge_l
 from kochat_trl.desk.evaluation.metrics import accuracy_of
 from kochat_trl.desk.sample.sample import Judge, judge_of
 from kochat_trl.desk.statistics import mean_interval, wilson_interval
+from kochat_trl.desk.workflow.page import MADE_BY
 from kochat_trl.desk.workflow.worries import worries
 from kochat_trl.errors import UserError
 from kochat_trl.models.loading import load_config, load_policy, positions_of
@@ -34,8 +35,6 @@ import yaml
 from tqdm.auto import tqdm
 
 LIMIT = 200  # prompts; chrF and the intervals hardly change beyond
-# Methods, and a key that only the settings of each have.
-MADE_BY = {"ppo": "reward_model_path", "dpo": "ld_alpha", "kto": "desirable_weight"}
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,8 @@ def test_a_stage_that_broke_off_goes_on_from_its_last_whole_checkpoint(configs):
 def test_a_stage_that_broke_off_without_a_checkpoint_starts_anew(configs):
     Path("out/sft").mkdir(parents=True)
     assert states(make_plan(configs))["sft"] == "new"  # an empty folder is in nobody's way
+    Path("out/sft/progress.json").write_text("{}")
+    assert states(make_plan(configs))["sft"] == "new"
     Path("out/sft/samples.jsonl").write_text("")
     assert states(make_plan(configs))["sft"] == RENAMED
 

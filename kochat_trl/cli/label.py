@@ -135,7 +135,7 @@ def _labelling(args: argparse.Namespace, models: Any) -> Any:
         return lambda journal: Labelling(journal, queue, args.seed)
     if args.order == "uncertain":
         raise UserError("--order uncertain takes answers that are there; make them with `kochat data sample` first")
-    settings = decoding(args.decoding, args.set)
+    settings = decoding(args.decoding, **opt.fields_of(args))
     read = [read_prompts(file, skip, options=options) for file in args.files]
     opt.list_records(error for _, invalid in read for error in invalid)
     prompts = list(dict.fromkeys(prompt for found, _ in read for prompt in found))

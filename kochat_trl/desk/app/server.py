@@ -148,13 +148,11 @@ def make_app(
         told = {"items": found.items, "all": found.all, "rows": rows, "disputes": disputes}
         return told | {"alpha": found.alpha, "interval": found.alpha_interval}
 
-    def ask(fields: Fields) -> Iterator[str]:
+    def ask(fields: Fields) -> Iterator[dict[str, Any]]:
         prompt, asked = prompt_of(fields), fields("models", list)
         chosen = [name for i, name in enumerate(talk_with) if i in asked]
         how = fields("preset", str), fields("settings", dict), fields("seed", int)
-        for event in talk(models, chosen, prompt, *how, reward_model):
-            shown = {"shown": visible(event["text"])} if "text" in event else {}
-            yield json.dumps(event | shown) + "\n"
+        return talk(models, chosen, prompt, *how, reward_model)
 
     def prefer(fields: Fields) -> dict[str, Any]:
         answers = fields("answers", list)
@@ -170,7 +168,8 @@ def make_app(
         return Response(json.dumps(records, indent=2), 200, attached, "application/json")
 
     def runs() -> list[dict[str, Any]]:
-        return sorted((run.summary() for run in find_runs(outputs).values()), key=lambda it: it["age"])
+        found = find_runs(outputs).values()
+        return sorted((_shown(run.summary(), run.name) for run in found), key=lambda it: it["age"])
 
     def run_named(name: str) -> Any:
         found = find_runs(outputs).get(name)
@@ -179,7 +178,7 @@ def make_app(
         return found
 
     def run(name: str) -> dict[str, Any]:
-        return run_named(name).detail()
+        return _shown(run_named(name).detail(), name)
 
     def plot(name: str, key: str) -> Response:
         return Response(run_named(name).plot(key), media_type="image/svg+xml")
@@ -277,19 +276,32 @@ def _answered(function: Callable[[Fields], Any]) -> Callable[[Request], Any]:
         except UserError as error:
             return _json({"error": visible(str(error))}, 400)
         if isinstance(found, Iterator):
-            return StreamingResponse(_closed_at_the_end(found), media_type="application/x-ndjson")
+            return StreamingResponse(_lines(found), media_type="application/x-ndjson")
         return found if isinstance(found, Response) else _json(found)
 
     return answer
 
 
-async def _closed_at_the_end(lines: Any) -> AsyncIterator[str]:
-    """The lines, until whoever reads them is gone."""
+async def _lines(events: Any) -> AsyncIterator[str]:
+    """Each event as a line of JSON, its `text` also as it is `shown`, until whoever reads them is gone."""
     try:
-        async for line in iterate_in_threadpool(lines):
-            yield line
+        async for event in iterate_in_threadpool(events):
+            yield json.dumps(event | {"shown": visible(event.get("text", ""))}) + "\n"
     finally:
-        lines.close()
+        events.close()
+
+
+def _shown(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    """Every text in `fields`, however deep, as it is shown; but the run's own `name`, by which it is asked for."""
+
+    def show(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {visible(key): show(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [show(inner) for inner in value]
+        return visible(value) if isinstance(value, str) else value
+
+    return show(fields) | {"name": name, "shown": visible(name)}
 
 
 def _read(body: bytes) -> Any:

@@ -36,6 +36,9 @@ class Turn:
     last: Judgement | None
 
 
+_NONE: tuple[None, Picked] = None, "order"
+
+
 class Labelling:
     """What may be judged is `queue`'s; what was is `journal`'s. Every method may be called from any thread."""
 
@@ -80,7 +83,8 @@ class Labelling:
             found = self._left(annotator)
             if self._failed and not found:
                 raise self._failed
-            item, picked = next((it for it in found if not self._is_before_others(it[0], annotator)), (None, "order"))
+            free = (it for it in found if not self._is_before_others(it[0], annotator))
+            item, picked = next(free, _NONE)
             self._held = {it: held for it, held in self._held.items() if held[0] != annotator}
             if item:
                 self._held[item.id] = annotator, self._clock()

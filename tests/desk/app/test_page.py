@@ -28,9 +28,9 @@ def page_at(browser):
         contexts.append(context)
         context.set_default_timeout(WAIT)
         page = context.new_page()
-        page.asked = []
+        page.asked, page.errors = [], []
         page.on("request", lambda request: page.asked.append(request.url))
-        page.on("pageerror", lambda error: pytest.fail(f"the page: {error}"))
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.goto(url)
         if name:
             page.fill("#annotator", name)
@@ -40,6 +40,7 @@ def page_at(browser):
     yield open_page
     asked = {url.split("/")[2] for context in contexts for page in context.pages for url in page.asked if "//" in url}
     assert all(host.startswith("127.0.0.1:") for host in asked), asked
+    assert [page.errors for context in contexts for page in context.pages if page.errors] == []
     for context in contexts:
         context.close()
 
@@ -198,6 +199,18 @@ def test_ten_items_by_two_people_through_a_reload_and_a_kill(serve, page_at, ran
     assert (tmp_path / "reward" / "metrics.json").is_file()
 
 
+def ask_until_all_say_something(page):
+    """Models that were hardly trained also answer nothing, or the same."""
+    for seed in range(20):
+        page.evaluate(f"document.getElementById('seed').value = {seed}")
+        page.press("#question", "Enter")
+        expect(page.locator("#ask")).to_have_text("멈추기")
+        expect(page.locator("#ask")).to_have_text("묻기", timeout=WAIT)
+        if page.locator(".prefer").count() == page.locator(".side .card").count():
+            return
+    pytest.fail("no seed makes them all answer")
+
+
 def test_three_models_answer_and_a_click_is_a_ranking(serve, page_at, tmp_path, tiny_base, tiny_sft, tiny_reward):
     models = (tiny_base, tiny_sft, tiny_sft)
     served = serve("--models", *models, "--reward-model", tiny_reward, "--to", "labels.jsonl", "--port", "0")
@@ -206,14 +219,12 @@ def test_three_models_answer_and_a_click_is_a_ranking(serve, page_at, tmp_path, 
     page.locator("summary:visible").click()
     page.select_option("#preset", "sample")
     page.locator("#set-max_new_tokens").fill("16")
-    page.press("#question", "Enter")
+    ask_until_all_say_something(page)
     cards = page.locator(".side .card")
-    expect(cards).to_have_count(3)
-    expect(page.locator(".prefer")).to_have_count(3, timeout=WAIT)
     for i in range(3):
         expect(cards.nth(i).locator("small")).to_contain_text("점수")
     said = [text.removesuffix(" …") for text in answers_on(page)]
-    assert said[1] == said[2] != said[0]  # the same model, question and seed
+    assert said[1] == said[2] != said[0]  # the second and third are one model
     page.locator(".prefer").nth(1).click()
     expect(page.locator(".card.kept")).to_have_count(1)
     expect(page.locator(".prefer")).to_have_count(0)
@@ -231,6 +242,18 @@ def test_three_models_answer_and_a_click_is_a_ranking(serve, page_at, tmp_path, 
     expect(page.locator(".side small").nth(2)).to_contain_text("점수", timeout=WAIT)
 
 
+DRAWN = "[...document.querySelectorAll('figure img')].every(image => image.naturalWidth > 0)"
+
+
+def until(page, holds):
+    """Wait till something holds; the page's policy refuses to run what `wait_for_function` would."""
+    for _ in range(WAIT // 200):
+        if holds():
+            return
+        page.wait_for_timeout(200)
+    pytest.fail("it never held")
+
+
 def test_a_curve_grows_while_ppo_runs(serve, page_at, tmp_path, kochatgpt_files, tiny_sft, tiny_reward):
     config = ["--config", "configs/tiny/ppo.yaml", "--output_dir", tmp_path / "outputs/run/ppo"]
     config += [
@@ -241,7 +264,7 @@ def test_a_curve_grows_while_ppo_runs(serve, page_at, tmp_path, kochatgpt_files,
         "--train_files",
         kochatgpt_files["ppo"],
     ]
-    config += ["--eval_files", "", "--per_device_train_batch_size", 4, "--num_mini_batches", 2, "--response_length", 6]
+    config += ["--per_device_train_batch_size", 4, "--num_mini_batches", 2, "--response_length", 6]
     config += ["--local_rollout_forward_batch_size", 4, "--total_episodes", 4000, "--save_strategy", "no"]
     command = [sys.executable, "recipes/ppo.py", *map(str, config)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -253,14 +276,11 @@ def test_a_curve_grows_while_ppo_runs(serve, page_at, tmp_path, kochatgpt_files,
         row = page.locator("tr.choice", has_text="run/ppo")
         expect(row).to_contain_text("학습 중", timeout=WAIT)
         curve = page.locator("figure", has_text="PPO KL").first
-        grown = []
+        grown = [1]
         for _ in range(3):
-            more = f"Number(document.querySelector('figure').dataset.points) > {grown[-1] if grown else 1}"
-            page.wait_for_function(more, timeout=WAIT)
+            until(page, lambda: int(curve.get_attribute("data-points")) > grown[-1])
             grown.append(int(curve.get_attribute("data-points")))
-        assert grown == sorted(set(grown))
-        loaded = "i => i.complete && i.naturalWidth > 0"
-        page.wait_for_function(f"[...document.querySelectorAll('figure img')].every({loaded})")
+        until(page, lambda: page.evaluate(DRAWN))
         assert page.locator(".side .answer").count() > 0
         training.kill()
         expect(row).to_contain_text("멈춤", timeout=WAIT)
@@ -342,13 +362,13 @@ def test_pictures_of_each_tab_in_both_schemes_and_widths(serve, page_at, picture
         take("rank")
         page.locator("#tab-talk").click()
         page.fill("#question", "대한민국의 수도는 어디인가요?")
-        page.press("#question", "Enter")
-        expect(page.locator(".prefer").first).to_be_visible(timeout=WAIT)
+        ask_until_all_say_something(page)
         if width > 390:
             page.locator("summary:visible").click()
         take("talk")
         page.locator("#tab-watch").click()
-        page.wait_for_function("document.querySelector('figure img')?.naturalWidth > 0")
+        expect(page.locator("figure").first).to_be_visible()
+        until(page, lambda: page.evaluate(DRAWN))
         take("watch")
     for name in ("rank", "talk", "watch"):
         page = page_at("about:blank", width=1740)

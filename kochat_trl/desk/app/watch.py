@@ -257,7 +257,7 @@ def _is_running(told: dict[str, Any]) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and process.create_time() < told["wrote"] + 2
     except psutil.AccessDenied:
         return True
-    except (psutil.NoSuchProcess, ValueError, OverflowError):
+    except (psutil.NoSuchProcess, ValueError):
         return False
 
 

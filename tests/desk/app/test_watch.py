@@ -147,7 +147,7 @@ def test_a_run_is_running_until_its_process_is_killed(outputs):
     program = (
         "import json, os, pathlib, sys, time; file = pathlib.Path(sys.argv[1]); told = json.loads(file.read_text())"
     )
-    program += "; file.write_text(json.dumps(told | {'pid': os.getpid()})); print(flush=True); time.sleep(600)"
+    program += "; file.write_text(json.dumps(told | {'pid': os.getpid()})); print(flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", program, file], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         assert the(outputs).summary()["state"] == "running"

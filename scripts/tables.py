@@ -1,10 +1,11 @@
-"""Write the tables of docs/data.md, docs/hardware.md, docs/bases.md, docs/experiments.md and docs/methods.md.
+"""Write the tables of docs/data.md, hardware.md, bases.md, experiments.md, methods.md and labels.md.
 
     python scripts/tables.py data                         # from the tables of kochat_trl/data/shapes.py
     python scripts/tables.py hardware                     # from shapes alone, and benchmarks/memory.py; half an hour
     python scripts/tables.py bases                        # benchmarks/architectures.py; two minutes
     make demo && python scripts/tables.py experiments     # runs every experiment over three seeds, if not done; an hour
     make demo && python scripts/tables.py methods         # likewise every method; 45 minutes
+    make demo && python scripts/tables.py labels          # benchmarks/labels.py, if not done; 45 minutes
 
 A table stands between `<!-- NAME -->` and `<!-- end -->` in its document, and is written there.
 """
@@ -108,8 +109,7 @@ def hardware() -> Iterator[tuple[str, str]]:
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
     yield "cards", "\n".join(lines)
-    done = subprocess.run([sys.executable, "benchmarks/memory.py"], check=True, stdout=subprocess.PIPE, text=True)
-    yield "measured", done.stdout.strip()
+    yield "measured", printed_by("benchmarks/memory.py")
 
 
 def data() -> Iterator[tuple[str, str]]:
@@ -129,10 +129,17 @@ def data() -> Iterator[tuple[str, str]]:
 
 def bases() -> Iterator[tuple[str, str]]:
     """The architectures that run."""
-    done = subprocess.run(
-        [sys.executable, "benchmarks/architectures.py"], check=True, stdout=subprocess.PIPE, text=True
-    )
-    yield "architectures", done.stdout.strip()
+    yield "architectures", printed_by("benchmarks/architectures.py")
+
+
+def labels() -> Iterator[tuple[str, str]]:
+    """The reward model by the number of labels; draws docs/labels.png too."""
+    yield "labels", printed_by("benchmarks/labels.py", "--plot", str(DOCS / "labels.png"))
+
+
+def printed_by(*words: str) -> str:
+    """What `python WORDS` prints."""
+    return subprocess.run([sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def experiments() -> Iterator[tuple[str, str]]:
@@ -192,7 +199,7 @@ def cost_of(plan: Any, stage: str) -> dict[str, float]:
 def importing(stage: str) -> int:
     """Bytes that a recipe takes before it does anything."""
     code = f"import recipes.{stage}; from kochat_trl.runs.outputs import peak_ram; print(peak_ram())"
-    return int(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return int(printed_by("-c", code))
 
 
 def best_of_sft(plan: Any) -> dict[int, dict[str, float]]:
@@ -273,7 +280,7 @@ def fill(path: Path, name: str, table: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    tables = {"data": data, "hardware": hardware, "bases": bases, "experiments": experiments, "methods": methods}
+    tables = {its.__name__: its for its in (data, hardware, bases, experiments, methods, labels)}
     parser.add_argument("document", choices=tables)
     document = parser.parse_args().document
     for name, table in tables[document]():

@@ -197,8 +197,8 @@ def test_who_asks_at_once_gets_what_each_would_get_alone(tiny_base, tiny_sft, ti
 
 
 def test_who_waits_goes_before_one_who_comes_back(tiny_sft):
-    """As one who talks, while answers to be ranked are sampled without a pause."""
-    models, enough, sampled = HeldModels(), Event(), []
+    """As one who talks, while answers to be ranked are sampled without a pause: they take turns."""
+    models, enough, sampled, waited = HeldModels(), Event(), [], []
 
     def sample():
         while not enough.is_set() and len(sampled) < 200:
@@ -207,8 +207,11 @@ def test_who_waits_goes_before_one_who_comes_back(tiny_sft):
     models.answer(tiny_sft, PROMPT, SAMPLE, 0)
     thread = Thread(target=sample)
     thread.start()
-    for _ in range(5):
+    for _ in range(15):
+        before = len(sampled)
         models.answer(tiny_sft, PROMPT, SAMPLE, 1)
+        waited.append(len(sampled) - before)
     enough.set()
     thread.join()
-    assert len(sampled) <= 12
+    assert max(waited) <= 2
+    assert sum(waited) >= 10

@@ -86,8 +86,8 @@ def test_a_bad_setting_is_told_before_anything_is_asked(tiny_base):
 
 
 def test_closing_it_ends_the_generation(tiny_base, tiny_sft, tiny_reward):
-    models = Slow()
-    models.score = None  # nobody is there to read one
+    models, scored = Slow(), []
+    models.score = lambda *_: scored.append(0.0)
     events = talk(models, [tiny_sft, tiny_base], PROMPT, "sample", LONG, 0, tiny_reward)
     assert next(events)["model"] == 0
     start = time.monotonic()
@@ -97,6 +97,7 @@ def test_closing_it_ends_the_generation(tiny_base, tiny_sft, tiny_reward):
     ((path, answer),) = models.answers
     assert path == tiny_sft
     assert len(answer.ids) < 30
+    assert scored == []
 
 
 def test_leaving_it_ends_the_generation(tiny_sft):

@@ -5,7 +5,7 @@ import { ask, h, t } from "./common.js";
 const EVERY = 2000; // milliseconds
 
 export function watch(about) {
-  const table = h("div", { className: "wide" });
+  const table = h("div", { className: "wide runs" });
   const closely = h("div");
   const element = h("section", {}, table, closely);
   let chosen = null;
@@ -34,7 +34,7 @@ export function watch(about) {
     if (!runs.length) return table.replaceChildren(h("p", {}, t("no_runs", about)));
     const heads = [t("run"), t("state"), t("step"), t("written")].map((text) => h("th", {}, text));
     const rows = runs.map((run) => h("tr", { className: run.name === chosen ? "choice chosen" : "choice", onclick: () => choose(run.name) },
-      h("td", {}, h("button", { onclick: () => choose(run.name) }, run.shown)), h("td", { className: run.state }, t(`is_${run.state}`)),
+      h("td", {}, h("button", { onclick: () => choose(run.name) }, run.shown)), h("td", { className: run.state }, t(`is_${run.error ? "broken" : run.state}`)),
       h("td", {}, run.max_steps ? `${run.step} / ${run.max_steps}` : `${run.step ?? "–"}`), h("td", {}, ago(run.age))));
     table.replaceChildren(h("table", {}, h("tr", {}, heads), rows));
     return null;
@@ -62,7 +62,7 @@ export function watch(about) {
       h("p", { className: "text soft" }, sample.prompt), h("p", { className: "text answer" }, sample.response + (sample.ended ? "" : " …"))));
     const report = run.report ? h("a", { href: `/report?${query()}`, target: "_blank" }, t("report")) : "";
     closely.replaceChildren(h("h2", {}, `${run.shown} `, h("span", { className: run.state }, t(`is_${run.state}`))),
-      h("div", { className: "row" }, report, numbers), ...worries, h("div", { className: "plots" }, figures),
+      run.error ? h("p", { className: "worry" }, run.error) : "", h("div", { className: "row" }, report, numbers), ...worries, h("div", { className: "plots" }, figures),
       samples.length ? h("h2", {}, t("samples")) : "", h("div", { className: "side" }, samples));
   }
 

@@ -78,6 +78,33 @@ def test_prompts_with_files_of_answers_in_a_drawn_order(typing, write, tmp_path)
     assert f"kochat label --export rankings.jsonl --to {tmp_path / 'j'}" in printed
 
 
+def test_models_answer_while_somebody_judges_and_the_same_again(typing, write, tmp_path, tiny_sft, kochat):
+    prompts = write("prompts.txt", "".join(f"{prompt}\n" for prompt, _, _ in PAIRS))
+    command = (prompts, "--answers", tiny_sft, tiny_sft, "--set", "max_new_tokens=8", "--lang", "en")
+    for name, journal, lines in (("a", "j", ["12", "12", "q"]), ("b", "k", ["12"] * 6)):
+        code, printed = typing(lines, *command, "--as", name, "--to", tmp_path / journal)
+        assert code == 0, printed
+    code, printed = typing(["12", "q"], *command, "--as", "b", "--to", tmp_path / "j", "--overlap", "1")
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()] for name in "jk"
+    )
+    assert [line["answers"] for line in one] == [two[i]["answers"] for i in (0, 1, 0)]
+    assert [line["annotator"] for line in one] == ["a", "a", "b"]
+    asked = [prompt for prompt, _, _ in PAIRS]
+    assert sorted((line["prompt"] for line in two), key=asked.index) == [line["prompt"] for line in two]
+    for more, says in ((["--order", "uncertain"], "needs the --reward-model"), (["--decoding", "best"], "no preset")):
+        code, printed = kochat("label", *command, "--as", "a", "--to", tmp_path / "l", *more)
+        assert (code, says in printed) == (1, True)
+
+
+def test_the_order_of_a_reward_model(typing, kochatgpt_files, tmp_path, tiny_reward):
+    command = (kochatgpt_files["reward"], "--as", "a", "--to", tmp_path / "j", "--order", "uncertain")
+    code, printed = typing(["123"], *command, "--reward-model", tiny_reward)
+    assert code == 0, printed
+    (line,) = (tmp_path / "j").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["picked"] == "uncertain"
+
+
 def test_what_is_left_out_is_named(typing, write, tmp_path):
     prompts = write("prompts.txt", "가\n나\n")
     rows = [[("가", "1"), ("나", "2")], [("가", "3"), ("나", "2")]]
@@ -102,7 +129,7 @@ def test_what_is_left_out_is_named(typing, write, tmp_path):
         (["--as", "a"], "give FILE… and --as NAME"),
         (["FILE", "--as", "a", "--reward-model", "m"], "give FILE… and --as NAME"),
         (["FILE", "--as", " "], "--as: found ' '"),
-        (["FILE", "--as", "a", "--answers", "b"], "--answers takes two files or more"),
+        (["FILE", "--as", "a", "--answers", "b"], "--answers takes two or more; of one model, name it twice"),
         (["FILE", "--as", "a", "--overlap", "2"], "overlap: found 2.0"),
         (["FILE", "--agreement"], "give them no FILE"),
         (["--export", "o", "--as", "a"], "give them no FILE"),

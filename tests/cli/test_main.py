@@ -81,7 +81,8 @@ def kochat(kochat, monkeypatch, project):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_example_of_each_help_runs(name, kochat, project):
+def test_the_example_of_each_help_runs(name, kochat, project, monkeypatch):
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: None)  # it would serve until Ctrl-C
     text = COMMANDS[name].format_help()
     example = shlex.split(text.split("example:\n")[1].replace("\\\n", " "))
     assert " ".join(example).startswith(f"{name} ")
@@ -112,6 +113,7 @@ LOADS_MODELS = {
     "chat",
     "report",
     "label",
+    "app",
 }
 
 

@@ -109,6 +109,7 @@ class Expected:
         return text.encode()
 
 
+@pytest.mark.slow
 def test_ten_items_by_two_people_through_a_reload_and_a_kill(serve, page_at, rankings, tmp_path, recipe, tiny_base):
     rows = json.loads((tmp_path / rankings).read_text(encoding="utf-8"))
     words = (rankings, "--to", "labels.jsonl", "--overlap", "1")
@@ -213,6 +214,7 @@ def ask_until(page, answers):
     pytest.fail("no seed makes them answer")
 
 
+@pytest.mark.slow
 def test_three_models_answer_and_a_click_is_a_ranking(serve, page_at, tmp_path, tiny_base, tiny_sft, tiny_reward):
     models = (tiny_base, tiny_sft, tiny_sft)
     served = serve("--models", *models, "--reward-model", tiny_reward, "--to", "labels.jsonl", "--port", "0")
@@ -258,6 +260,7 @@ def wait_until_drawn(page):
     until(page, lambda: page.evaluate(f"{images}.every(image => image.naturalWidth > 0)"))
 
 
+@pytest.mark.slow
 def test_a_curve_grows_while_ppo_runs(serve, page_at, tmp_path, kochatgpt_files, tiny_sft, tiny_reward):
     config = ["--config", "configs/tiny/ppo.yaml", "--output_dir", tmp_path / "outputs/run/ppo"]
     config += [
@@ -350,6 +353,7 @@ def pictured(tmp_path, rankings, kochatgpt_files, tiny_base, tiny_sft, tiny_rewa
     return [rankings, "--models", tiny_base, tiny_sft, "--reward-model", tiny_reward, "--outputs", "runs"]
 
 
+@pytest.mark.slow
 def test_pictures_of_each_tab_in_both_schemes_and_widths(serve, page_at, pictured, tmp_path, browser):
     folder = Path(os.environ.get("KOCHAT_PICTURES", tmp_path))
     url = serve(*pictured, "--to", "labels.jsonl", "--port", "0").url

@@ -7,6 +7,7 @@ markup. Nothing is fetched from elsewhere, and the page's own policy says so to 
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from kochat_trl.desk.labels.export import ranking_records
 from kochat_trl.desk.labels.items import score_items
 from kochat_trl.desk.labels.journal import is_name
 from kochat_trl.desk.labels.labelling import Labelling
+from kochat_trl.desk.writers import to_json
 from kochat_trl.errors import UserError
 
 import uvicorn
@@ -134,7 +136,7 @@ def make_app(
         return turn(fields) | {"undone": undone is not None}
 
     def agree() -> dict[str, Any]:
-        judgements = judging().journal.state.standing
+        judgements = judging().standing
         items = {it.item.id: it.item for it in judgements if it.tiers is not None}
         scores = score_items(reward_model, list(items.values())) if reward_model and items else None
         found = agreement(judgements, scores)
@@ -163,9 +165,9 @@ def make_app(
         return {"kept": True}
 
     def rankings() -> Response:
-        records, _ = ranking_records(judging().journal.state.standing)
+        records, _ = ranking_records(judging().standing)
         attached = {"content-disposition": "attachment; filename=rankings.json"}
-        return Response(json.dumps(records, indent=2), 200, attached, "application/json")
+        return Response(f"{to_json(records, indent=2)}\n", 200, attached, "application/json")
 
     def runs() -> list[dict[str, Any]]:
         found = find_runs(outputs).values()
@@ -235,12 +237,14 @@ def serve(app_at: Callable[[int], Starlette], port: int) -> None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((HOSTS[0], port))
+            listening.listen()  # before it is said that one may come
         except (OSError, OverflowError) as error:
             raise UserError(f"port {port} can't be opened ({error}); take another by --port") from None
         port = listening.getsockname()[1]
         config = uvicorn.Config(app_at(port), log_level="warning", timeout_graceful_shutdown=2)
         print(f"http://{HOSTS[0]}:{port}  (Ctrl-C ends it)", flush=True)
-        uvicorn.Server(config).run(sockets=[listening])
+        with suppress(KeyboardInterrupt):  # which uvicorn raises again once it has ended
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 class Fields:

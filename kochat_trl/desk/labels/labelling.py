@@ -147,6 +147,12 @@ class Labelling:
             self.journal.add(judgement)
             return judgement
 
+    @property
+    def standing(self) -> list[Judgement]:
+        """All that stands."""
+        with self._lock:
+            return self.journal.state.standing
+
     def _left(self, annotator: str) -> list[tuple[Item, Picked]]:
         again = self._again.get(annotator)
         left = self.queue.left(self.journal.state, annotator)

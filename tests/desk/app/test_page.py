@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -168,6 +169,13 @@ def test_ten_items_by_two_people_through_a_reload_and_a_kill(serve, page_at, ran
     for key in ("1", "=", "2", "=", "3", "Enter"):
         other.keyboard.press(key)
     wait_for_done(other, 1)
+    other.fill("#annotator", "수아")  # on the same page: another order of the answers
+    other.press("#annotator", "Enter")
+    wait_for_done(other, 0)
+    expected.judged(other, "수아", [[3], [1], [2]])  # what 지은 skipped: the one before it is still before 민지
+    for key in ("3", "1", "2", "Enter"):
+        other.keyboard.press(key)
+    wait_for_done(other, 1)
 
     for done in range(7, 11):  # by the mouse: numbers, and a chip that is dragged to its place
         expected.judged(page, "지은", [[3], [2], [1]])
@@ -321,7 +329,8 @@ def hostile(tmp_path):
 
 
 def test_hostile_texts_are_shown_as_texts(serve, page_at, hostile):
-    page = page_at(serve("rm.jsonl", "--to", "labels.jsonl", "--port", "0").url, "<i>지은</i>")
+    served = serve("rm.jsonl", "--to", "labels.jsonl", "--port", "0")
+    page = page_at(served.url, "<i>지은</i>")
     title = page.title()
     for done, text in enumerate(hostile):
         wait_for_done(page, done)
@@ -337,6 +346,9 @@ def test_hostile_texts_are_shown_as_texts(serve, page_at, hostile):
     expect(page.locator("h2").first).to_contain_text("<img src=x")
     elements = "document.querySelectorAll('main script, main i, main b > b, img[onerror]').length"
     assert (page.evaluate(elements), page.title()) == (0, title)
+    served.process.send_signal(signal.SIGINT)
+    printed, _ = served.process.communicate(timeout=60)
+    assert (served.process.returncode, "kochat label --export" in printed) == (0, True), served.log.read_text()
 
 
 @pytest.fixture

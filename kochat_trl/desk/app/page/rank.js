@@ -5,7 +5,7 @@ import { annotator, ask, h, keyOf, problem, t } from "./common.js";
 export function rank(about) {
   const element = h("section");
   let turn = null; // what the server said last
-  let who = null; // to whom
+  let who = null; // to whom: the order of the answers is their own
   let places = []; // answer → its place from 0, or null
   let tie = false; // the next answer goes to the place of the last one
   let shownAt = 0;
@@ -15,30 +15,29 @@ export function rank(about) {
     onkeydown: (event) => { if (event.key === "Escape") note.blur(); } });
   const agreement = h("details", { ontoggle: () => agreement.open && agree() }, h("summary", {}, t("agreement")));
 
-  const draft = () => `draft/${annotator()}/${turn.item}`;
+  const draft = () => `draft/${who}/${turn.item}`;
   const placed = () => places.filter((place) => place !== null);
 
   function keepDraft() {
     localStorage.setItem(draft(), JSON.stringify({ places, note: note.value }));
   }
 
-  async function load(path, fields = {}) {
+  async function load(path, name, fields = {}) {
     if (busy) return null;
     busy = true;
+    let said = null;
     try {
-      const said = await (await ask(path, { annotator: annotator(), ...fields })).json();
-      take(said);
-      return said;
-    } catch {
-      return null;
-    } finally {
-      busy = false;
-    }
+      said = await (await ask(path, { annotator: name, ...fields })).json();
+      take(said, name);
+    } catch { /* it is shown */ }
+    busy = false;
+    if (name !== annotator()) show(); // somebody else has come meanwhile
+    return said;
   }
 
-  function take(said) {
-    const isNew = said.item !== turn?.item || who !== annotator();
-    [turn, who] = [said, annotator()];
+  function take(said, name) {
+    const isNew = said.item !== turn?.item || who !== name;
+    [turn, who] = [said, name];
     clearTimeout(timer);
     if (!turn.item && turn.left) timer = setTimeout(show, 1500); // answers are being made, or are before others
     if (isNew && turn.item) {
@@ -61,15 +60,16 @@ export function rank(about) {
       document.getElementById("annotator").focus();
       return null;
     }
-    return load("/api/turn");
+    return load("/api/turn", annotator());
   }
 
   async function judge(verdict) {
     if (!turn?.item) return;
     const key = draft();
     const seconds = Math.round((performance.now() - shownAt) / 100) / 10;
-    const said = await load("/api/judge", { item: turn.item, verdict, seconds, note: note.value.trim() });
+    const said = await load("/api/judge", who, { item: turn.item, verdict, seconds, note: note.value.trim() });
     if (said) localStorage.removeItem(key);
+    if (said && !said.new) problem(t("already"));
   }
 
   function submit() {
@@ -98,14 +98,14 @@ export function rank(about) {
   }
 
   async function undo() {
-    if (turn?.last) await load("/api/undo", { item: turn.last.item });
+    if (turn?.last) await load("/api/undo", who, { item: turn.last.item });
   }
 
   function key(event) {
     const pressed = keyOf(event);
     const number = "123456789".indexOf(pressed);
     const does = { "=": toggleTie, x: () => judge("all_bad"), s: () => judge("skip"), u: undo, n: () => note.focus() };
-    does.Enter = event.target.tagName === "BUTTON" ? null : submit;
+    does.Enter = event.target.matches("button:focus-visible, summary, a") ? null : submit;
     does.Backspace = () => put(places.indexOf(Math.max(...placed())), null);
     if (turn?.item && number >= 0 && number < places.length) press(number);
     else if (does[pressed] && (turn?.item || pressed === "u")) does[pressed]();
@@ -114,7 +114,7 @@ export function rank(about) {
   }
 
   function chip(answer) {
-    const found = h("button", { className: "chip", title: t("drag") }, `${answer + 1}`);
+    const found = h("button", { className: "chip", id: `chip-${answer}`, title: t("drag") }, `${answer + 1}`);
     found.dataset.answer = answer;
     let from = null;
     const over = (event) => document.elementFromPoint(event.clientX, event.clientY)?.closest("[data-place]");
@@ -137,13 +137,21 @@ export function rank(about) {
       else press(answer);
     });
     found.addEventListener("pointercancel", () => { from = null; draw(); });
+    found.addEventListener("click", (event) => { if (!event.detail) press(answer); }); // by a key
     return found;
   }
 
   function draw() {
+    const focused = document.activeElement?.id;
+    fill();
+    if (focused) document.getElementById(focused)?.focus();
+  }
+
+  function fill() {
     const time = turn.minutes ? t("time", turn) : "";
     const head = h("p", { className: "soft", id: "progress" }, t("progress", turn) + time);
-    const button = (text, does, letter, more = {}) => h("button", { onclick: does, ...more }, text, h("kbd", {}, letter));
+    const button = (text, does, letter, more = {}) =>
+      h("button", { id: `key-${letter}`, onclick: does, ...more }, text, h("kbd", {}, letter));
     const undoButton = button(t("undo"), undo, "U", { disabled: !turn.last, title: turn.last?.prompt ?? "" });
     const download = h("a", { href: "/rankings", download: "rankings.json" }, t("download"));
     if (!turn.item) {
@@ -154,7 +162,7 @@ export function rank(about) {
     const messages = turn.messages.map(([role, text]) => h("div", { className: `message ${role}` },
       h("small", {}, t(role)), h("p", { className: "text" }, text)));
     const cards = turn.answers.map((answer, i) => h("div", { className: places[i] === null ? "card" : "card placed" },
-      h("div", {}, h("button", { className: "number", onclick: () => press(i) }, `${i + 1}`),
+      h("div", {}, h("button", { className: "number", id: `number-${i}`, onclick: () => press(i) }, `${i + 1}`),
         h("small", {}, places[i] === null ? "" : t("place", { place: places[i] + 1 }))),
       h("p", { className: "text answer" }, answer)));
     const slots = places.map((_, place) => {

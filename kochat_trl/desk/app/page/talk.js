@@ -96,7 +96,7 @@ export function talk(about) {
     h("div", { className: "sliders" }, Object.keys(RANGES).map(label))),
   h("div", { className: "row" }, go, status), side);
   settle();
-  return { element, hide: () => running?.abort(), show: () => question.focus() };
+  return { element, show: () => question.focus() };
 }
 
 /** An answer that grows. */

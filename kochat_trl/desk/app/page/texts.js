@@ -25,6 +25,7 @@ export const texts = {
   },
   place: { ko: "{place}위", en: "{place}." },
   unplaced: { ko: "아직", en: "to place" },
+  already: { ko: "이미 적혀 있던 판단입니다. 다음 것을 보여 드립니다.", en: "It was judged already. Here is the next one." },
   place_all: { ko: "모든 답을 자리에 놓아 주세요.", en: "Give every answer a place." },
   submit: { ko: "확정", en: "Submit" },
   tie: { ko: "동점", en: "Tie" },

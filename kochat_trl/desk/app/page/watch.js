@@ -42,7 +42,7 @@ export function watch(about) {
 
   function draw(run) {
     const query = (more) => new URLSearchParams({ name: run.name, ...more });
-    const figures = run.curves.map(({ key, title, points }) => {
+    const figures = run.curves.filter((curve) => curve.points > 1).map(({ key, title, points }) => {
       const figure = plots[key] ??= h("figure", {}, h("img", { alt: title }), h("figcaption", {}, title));
       const source = `/plot?${query({ key })}&points=${points}`;
       if (figure.firstChild.getAttribute("src") !== source) {
@@ -58,7 +58,7 @@ export function watch(about) {
     const numbers = Object.entries(run.figures).map(([name, value]) => h("span", { className: "soft" }, `${name}: ${Number(value?.toPrecision(4))}`));
     const worries = run.worries.map((worry) => h("div", { className: "worry" }, h("b", {}, worry.sign), h("br"), worry.advice));
     const samples = run.samples.map((sample) => h("div", { className: "card" },
-      h("div", {}, h("small", {}, `${t("update", sample)} · ${t("score", { score: sample.score.toFixed(2) })} · KL ${sample.kl.toFixed(2)}`)),
+      h("div", {}, h("small", {}, `${t("update", sample)} · ${t("score", { score: Number(sample.score).toFixed(2) })} · KL ${Number(sample.kl).toFixed(2)}`)),
       h("p", { className: "text soft" }, sample.prompt), h("p", { className: "text answer" }, sample.response + (sample.ended ? "" : " …"))));
     const report = run.report ? h("a", { href: `/report?${query()}`, target: "_blank" }, t("report")) : "";
     closely.replaceChildren(h("h2", {}, `${run.shown} `, h("span", { className: run.state }, t(`is_${run.state}`))),

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from statistics import fmean
+from typing import Any
 
 _HANGUL = re.compile("[\uac00-\ud7ff\u1100-\u115e\u1161-\u11ff\u3131-\u3163\u3165-\u318e\ua960-\ua97f]")  # no fillers
 
@@ -27,6 +28,15 @@ def visible(text: str) -> str:
         return (category[0] == "C" and character not in "\n\t") or category in ("Zl", "Zp")
 
     return "".join(repr(character)[1:-1] if hidden(character) else character for character in text)
+
+
+def all_visible(value: Any) -> Any:
+    """`value` with every text in its lists, values and keys, however deep, as `visible` has it."""
+    if isinstance(value, dict):
+        return {visible(key): all_visible(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [all_visible(inner) for inner in value]
+    return visible(value) if isinstance(value, str) else value
 
 
 def ends_politely(text: str) -> bool:

@@ -14,10 +14,10 @@ from typing import Any
 
 from kochat_trl.data.rankings import ranking_tiers
 from kochat_trl.data.records import Prompt
-from kochat_trl.data.text import visible
+from kochat_trl.data.text import all_visible, visible
 from kochat_trl.desk.answers.held import HeldModels
 from kochat_trl.desk.app.talk import presets, talk
-from kochat_trl.desk.app.watch import find_runs
+from kochat_trl.desk.app.watch import RunFolder, find_runs
 from kochat_trl.desk.labels.agreement import agreement
 from kochat_trl.desk.labels.export import ranking_records
 from kochat_trl.desk.labels.items import score_items
@@ -171,7 +171,7 @@ def make_app(
 
     def runs() -> list[dict[str, Any]]:
         found = find_runs(outputs).values()
-        return sorted((_shown(run.summary(), run.name) for run in found), key=lambda it: it["age"])
+        return sorted((_shown(run, run.summary()) for run in found), key=lambda it: it["age"])
 
     def run_named(name: str) -> Any:
         found = find_runs(outputs).get(name)
@@ -180,7 +180,8 @@ def make_app(
         return found
 
     def run(name: str) -> dict[str, Any]:
-        return _shown(run_named(name).detail(), name)
+        found = run_named(name)
+        return _shown(found, found.detail())
 
     def plot(name: str, key: str) -> Response:
         return Response(run_named(name).plot(key), media_type="image/svg+xml")
@@ -247,6 +248,11 @@ def serve(app_at: Callable[[int], Starlette], port: int) -> None:
             uvicorn.Server(config).run(sockets=[listening])
 
 
+def _shown(run: RunFolder, fields: dict[str, Any]) -> dict[str, Any]:
+    """What is shown of a run; its `name`, by which it is asked for, as it is."""
+    return all_visible(fields) | {"name": run.name, "shown": visible(run.name)}
+
+
 class Fields:
     """Those of a request: `fields(name, type)` is one of that type. Raises `UserError` where it isn't."""
 
@@ -293,19 +299,6 @@ async def _lines(events: Any) -> AsyncIterator[str]:
             yield json.dumps(event | {"shown": visible(event.get("text", ""))}) + "\n"
     finally:
         events.close()
-
-
-def _shown(fields: dict[str, Any], name: str) -> dict[str, Any]:
-    """Every text in `fields`, however deep, as it is shown; but the run's own `name`, by which it is asked for."""
-
-    def show(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {visible(key): show(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [show(inner) for inner in value]
-        return visible(value) if isinstance(value, str) else value
-
-    return show(fields) | {"name": name, "shown": visible(name)}
 
 
 def _read(body: bytes) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kochat_trl.data.probes import PROBES
+from kochat_trl.data.text import all_visible
 from kochat_trl.files import new_file, set_aside
 
 from jinja2 import Template
@@ -49,7 +50,8 @@ def write_report(report: dict[str, Any], folder: str | Path) -> Path:
 
 
 def render_page(report: dict[str, Any]) -> str:
-    """The page as one HTML text, with its plots in it."""
+    """The page as one HTML text, with its plots in it; what can't be seen in a text stands there as its escape."""
+    report = all_visible(report)
     template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     runs, histories = list(report["runs"]), report["curves"]
     plots, numbers = [], []

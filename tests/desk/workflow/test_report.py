@@ -1,6 +1,7 @@
 """What the report says, from adapters drawn at random; and its page, in a browser where there is one."""
 
 import copy
+import html
 import json
 import re
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from kochat_trl.data.probes import PROBES
 from kochat_trl.data.records import Prompt, conversation
-from kochat_trl.data.text import hangul_share
+from kochat_trl.data.text import hangul_share, visible
 from kochat_trl.desk.answers.generate import Response, decoding, generate_answers, mean_logprob
 from kochat_trl.desk.sample.sample import Judge, make_questions, write_sample_data
 from kochat_trl.desk.statistics import mean_interval, wilson_interval
@@ -393,12 +394,28 @@ def test_the_courses_questions_come_before_the_other_answers(report):
     assert "강의의 네 질문" not in render_page(report | {"answers": report["answers"][len(FOUR) :]})
 
 
-def test_texts_stand_in_the_page_as_they_are(report):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script> & 가",
+        "<img src=x onerror=alert(1)>",
+        "{{ 7 * 7 }}",
+        "가\u202e나\0\x1b",
+        "\ud800",
+        "가" * 50_000,
+    ],
+    ids=range(6),
+)
+def test_texts_stand_in_the_page_as_they_are(text, report):
     odd = copy.deepcopy(report)
-    odd["answers"][0]["prompt"] = "<script>alert(1)</script> & 가"
+    for row in odd["answers"]:
+        row |= {"prompt": text, "system": text, "reference": text}
+        row["ppo"]["text"] = text
+    odd |= {"base": text, "runs": {"ppo": text}, "worries": [{"run": "ppo", "sign": text, "advice": text}]}
     page = render_page(odd)
-    assert "<script>" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; 가" in page
+    assert page.encode()
+    assert html.escape(visible(text), quote=False) in page
+    assert [acts for acts in ("<script", "<img src=x", "\u202e", "\0", "\x1b", "\ud800") if acts in page] == []
 
 
 def test_a_page_that_is_there_is_whole(report, tmp_path, monkeypatch):

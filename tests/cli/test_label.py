@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import sys
 
 from kochat_trl.rows.rows import build_dataset
@@ -156,3 +157,19 @@ def test_a_journal_without_rankings_gives_none(kochat, typing, kochatgpt_files, 
     code, printed = kochat("label", "--agreement", "--to", tmp_path / "j")
     assert code == 1
     assert "no judgement ranks answers" in printed
+
+
+def test_the_page_without_what_it_needs_or_its_port_says_what_to_do(kochat, monkeypatch, kochatgpt_files, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        code, printed = kochat("app", "--port", port, "--outputs", tmp_path)
+        assert (code, f"port {port} can't be opened" in printed) == (1, True)
+    code, printed = kochat("app", "--port", 70_000)
+    assert (code, "port 70000 can't be opened" in printed) == (1, True)
+    code, printed = kochat("app", kochatgpt_files["reward"])
+    assert (code, "--to JOURNAL is missing" in printed) == (1, True)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "kochat_trl.desk.app.server")
+    code, printed = kochat("app")
+    assert (code, "the page needs uvicorn: pip install 'kochat_trl[app]'" in printed) == (1, True)

@@ -114,6 +114,7 @@ def make_app(
         if found.item:
             shown |= {
                 "item": found.item.id,
+                "seed": judging().seed,
                 "messages": [(m["role"], visible(m["content"])) for m in found.item.prompt.messages],
                 "answers": [visible(found.item.answers[i]) for i in found.shown],
             }
@@ -122,6 +123,8 @@ def make_app(
     def judge(fields: Fields) -> dict[str, Any]:
         name, item, verdict = annotator_of(fields), fields("item", str), fields("verdict", list | str)
         if isinstance(verdict, list):  # of places on the screen, best first
+            if fields("seed", int) != judging().seed:
+                raise UserError("the answers were shown in the order of another --seed: reload the page")
             shown = judging().item(name, item).shown_to(name, judging().seed)
             try:
                 verdict = ranking_tiers(verdict, len(shown))

@@ -129,7 +129,8 @@ def test_any_text_goes_through_as_it_is_and_comes_as_text(text, client_of, tmp_p
     ((role, asked),) = turn["messages"]
     assert role == "user"
     assert not set(asked) & set("\u202e\u200f\0\x1b\ud800")
-    fields = {"annotator": "<b>a", "item": turn["item"], "verdict": [[1], [0]], "seconds": 1, "note": text}
+    fields = {"annotator": "<b>a", "item": turn["item"], "seed": turn["seed"], "verdict": [[1], [0]]}
+    fields |= {"seconds": 1, "note": text}
     body = json.dumps(fields).encode()
     answer = client.post("/api/judge", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 200, answer.text
@@ -154,6 +155,7 @@ def test_any_text_goes_through_as_it_is_and_comes_as_text(text, client_of, tmp_p
         ("/api/judge", {"verdict": [[0], [9]]}, "verdict"),
         ("/api/judge", {"verdict": [[0], ["1"]]}, "verdict"),
         ("/api/judge", {"verdict": [[0], [True]]}, "verdict"),
+        ("/api/judge", {"seed": 1}, "another --seed"),
         ("/api/judge", {"seconds": -1}, "seconds"),
         ("/api/judge", {"seconds": float("nan")}, "seconds"),
         ("/api/judge", {"seconds": True}, "field 'seconds'"),
@@ -170,7 +172,14 @@ def test_what_is_wrong_in_a_request_is_told_and_writes_nothing(path, fields, say
     (item,) = items_of(["가"])
     client = client_of([item])
     if isinstance(fields, dict) and path != "/api/turn":
-        fields = {"annotator": "a", "item": item.id, "verdict": [[0], [1]], "seconds": 1, "prompt": "가"} | fields
+        fields = {
+            "annotator": "a",
+            "item": item.id,
+            "verdict": [[0], [1]],
+            "seconds": 1,
+            "prompt": "가",
+            "seed": 0,
+        } | fields
     body = json.dumps(fields).encode()
     answer = client.post(path, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
@@ -205,7 +214,9 @@ def test_people_and_the_reward_model_are_compared(client_of, monkeypatch):
         for item in items:
             places = list(item.shown_to(name))
             verdict = [[places.index(best)], [places.index(1 - best)]]
-            client.post("/api/judge", json={"annotator": name, "item": item.id, "verdict": verdict, "seconds": 1})
+            client.post(
+                "/api/judge", json={"annotator": name, "item": item.id, "verdict": verdict, "seconds": 1, "seed": 0}
+            )
     found = client.get("/api/agreement").json()
     assert (found["items"], found["all"]["accuracy"], len(found["disputes"])) == (3, 0.0, 3)
     rows = [(names, how, figures["accuracy"]) for names, how, figures in found["rows"]]

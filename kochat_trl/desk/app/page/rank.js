@@ -67,7 +67,8 @@ export function rank(about) {
     if (!turn?.item) return;
     const key = draft();
     const seconds = Math.round((performance.now() - shownAt) / 100) / 10;
-    const said = await load("/api/judge", who, { item: turn.item, verdict, seconds, note: note.value.trim() });
+    const its = { item: turn.item, seed: turn.seed };
+    const said = await load("/api/judge", who, { ...its, verdict, seconds, note: note.value.trim() });
     if (said) localStorage.removeItem(key);
     if (said && !said.new) problem(t("already"));
   }

@@ -18,6 +18,7 @@ from playwright.sync_api import expect
 
 VIEWS = [(1280, "light"), (390, "dark"), (1280, "dark"), (390, "light")]  # width, scheme
 WAIT = 60_000  # milliseconds; the machine may be busy
+expect.set_options(timeout=WAIT)
 
 
 @pytest.fixture
@@ -280,7 +281,7 @@ def test_a_curve_grows_while_ppo_runs(serve, page_at, tmp_path, kochatgpt_files,
         kochatgpt_files["ppo"],
     ]
     config += ["--per_device_train_batch_size", 4, "--num_mini_batches", 2, "--response_length", 6]
-    config += ["--local_rollout_forward_batch_size", 4, "--total_episodes", 4000, "--save_strategy", "no"]
+    config += ["--local_rollout_forward_batch_size", 4, "--total_episodes", 40_000, "--guard_updates", 100_000]
     command = [sys.executable, "recipes/ppo.py", *map(str, config)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     training = subprocess.Popen(

@@ -305,6 +305,61 @@ def test_a_curve_grows_while_ppo_runs(serve, page_at, tmp_path, kochatgpt_files,
         training.wait()
 
 
+def test_no_verdict_that_nobody_gave(serve, page_at, rankings, tmp_path):
+    """Mouse and keys in one item, a key that is held, places that were taken back, another seed, no name."""
+    served = serve(rankings, "--to", "labels.jsonl", "--port", "0")
+    page = page_at(served.url, "지은")
+
+    def press(*keys):
+        for key in keys:
+            page.keyboard.press(key)
+
+    def verdicts():
+        """As numbers on the screen, best first."""
+        found = []
+        for it in read_journal(tmp_path / "labels.jsonl").standing:
+            tiers = it.tiers and [[it.shown.index(i) + 1 for i in tier] for tier in it.tiers]
+            found.append([sorted(tier) for tier in tiers] if tiers else it.verdict)
+        return found
+
+    expect(page.locator(".answer")).to_have_count(3)
+    page.locator("#key-X").click()
+    wait_for_done(page, 1)
+    press("2", "1", "3", "Enter")  # the button that was clicked isn't pressed again
+    wait_for_done(page, 2)
+    press("1", "2", "3", "1", "1", "Enter")  # taken back and placed anew: the last, and no tie
+    wait_for_done(page, 3)
+    press("1", "=", "3", "Backspace", "2", "3", "Enter")
+    wait_for_done(page, 4)
+    page.locator(".number").nth(2).click()
+    press("1", "2", "Enter")
+    wait_for_done(page, 5)
+    for _ in range(5):  # held
+        page.keyboard.down("x")
+    page.keyboard.up("x")
+    wait_for_done(page, 6)
+    press("3")
+    page.wait_for_timeout(300)
+    wanted = ["all_bad", [[2], [1], [3]], [[2], [3], [1]], [[1], [2], [3]], [[3], [1], [2]], "all_bad"]
+    assert verdicts() == wanted
+
+    served.kill()
+    press("1", "2")
+    serve(rankings, "--to", "labels.jsonl", "--port", served.port, "--seed", "1")
+    press("Enter")
+    expect(page.locator("#problem")).to_contain_text("--seed")
+    page.reload()
+    wait_for_done(page, 6)
+    expect(page.locator(".card.placed")).to_have_count(0)
+    assert verdicts() == wanted
+    page.fill("#annotator", "")
+    page.locator("#annotator").blur()
+    expect(page.locator(".answer")).to_have_count(0)
+    press("x")
+    page.wait_for_timeout(300)
+    assert verdicts() == wanted
+
+
 @pytest.fixture
 def hostile(tmp_path):
     """Prompts, answers and names that would act if they were markup, and a run of such a name."""

@@ -7,6 +7,7 @@ export function rank(about) {
   let turn = null; // what the server said last
   let who = null; // to whom: the order of the answers is their own
   let places = []; // answer → its place from 0, or null
+  let presses = []; // the answers that have one, the last that was placed last
   let tie = false; // the next answer goes to the place of the last one
   let shownAt = 0;
   let busy = false;
@@ -15,7 +16,7 @@ export function rank(about) {
     onkeydown: (event) => { if (event.key === "Escape") note.blur(); } });
   const agreement = h("details", { ontoggle: () => agreement.open && agree() }, h("summary", {}, t("agreement")));
 
-  const draft = () => `draft/${who}/${turn.item}`;
+  const draft = () => `draft/${who}/${turn.seed}/${turn.item}`; // the seed: another one shows another order
   const placed = () => places.filter((place) => place !== null);
 
   function keepDraft() {
@@ -36,13 +37,14 @@ export function rank(about) {
   }
 
   function take(said, name) {
-    const isNew = said.item !== turn?.item || who !== name;
+    const isNew = said.item !== turn?.item || said.seed !== turn?.seed || who !== name;
     [turn, who] = [said, name];
     clearTimeout(timer);
     if (!turn.item && turn.left) timer = setTimeout(show, 1500); // answers are being made, or are before others
     if (isNew && turn.item) {
       const kept = JSON.parse(localStorage.getItem(draft()) ?? "{}");
       places = turn.answers.map((_, i) => kept.places?.[i] ?? null);
+      presses = places.flatMap((place, i) => (place === null ? [] : [i])).sort((a, b) => places[a] - places[b]);
       note.value = kept.note ?? "";
       tie = false;
       shownAt = performance.now();
@@ -56,6 +58,7 @@ export function rank(about) {
     if (!about.rank) return element.replaceChildren(h("p", {}, t("no_items")), h("pre", { className: "text" },
       "kochat app FILE --to outputs/labels.jsonl"), about.journal ? agreement : "");
     if (!annotator()) {
+      turn = null; // nothing that isn't on the screen can be judged
       element.replaceChildren(h("p", {}, t("who")));
       document.getElementById("annotator").focus();
       return null;
@@ -81,6 +84,7 @@ export function rank(about) {
 
   function put(answer, place) {
     places[answer] = place;
+    presses = [...presses.filter((its) => its !== answer), ...(place === null ? [] : [answer])];
     tie = false;
     problem();
     keepDraft();
@@ -89,8 +93,9 @@ export function rank(about) {
 
   function press(answer) {
     if (places[answer] !== null) return put(answer, null);
-    const last = Math.max(-1, ...placed());
-    return put(answer, tie && last >= 0 ? last : Math.min(last + 1, places.length - 1));
+    const tiers = [...new Set(placed())].sort((a, b) => a - b);
+    places = places.map((place) => (place === null ? null : tiers.indexOf(place))); // no gaps, so there is a place
+    return put(answer, tie && tiers.length ? tiers.length - 1 : tiers.length);
   }
 
   function toggleTie() {
@@ -106,8 +111,9 @@ export function rank(about) {
     const pressed = keyOf(event);
     const number = "123456789".indexOf(pressed);
     const does = { "=": toggleTie, x: () => judge("all_bad"), s: () => judge("skip"), u: undo, n: () => note.focus() };
-    does.Enter = event.target.matches("button:focus-visible, summary, a") ? null : submit;
-    does.Backspace = () => put(places.indexOf(Math.max(...placed())), null);
+    does.Enter = event.target.matches("summary, a") ? null : submit; // the space bar presses a button
+    does.Backspace = () => presses.length && put(presses.at(-1), null);
+    if (event.repeat) return; // a key that is held judges once
     if (turn?.item && number >= 0 && number < places.length) press(number);
     else if (does[pressed] && (turn?.item || pressed === "u")) does[pressed]();
     else return;

@@ -85,7 +85,7 @@ def make_app(
 
     def about() -> dict[str, Any]:
         return {
-            "rank": bool(labelling and (labelling.queue.items or labelling.coming)),
+            "rank": bool(labelling and (labelling.queue.items or labelling.coming or labelling.trouble)),
             "journal": visible(str(labelling.journal.path)) if labelling else None,
             "models": [visible(name) for name in talk_with],
             "reward_model": visible(reward_model) if reward_model else None,
@@ -111,6 +111,7 @@ def make_app(
         found = judging().turn(annotator_of(fields))
         last = found.last and {"item": found.last.item.id, "prompt": visible(found.last.item.prompt.prompt)}
         shown: dict[str, Any] = {"done": found.done, "left": found.left, "minutes": found.minutes, "last": last}
+        shown["trouble"] = found.trouble and visible(found.trouble)
         if found.item:
             shown |= {
                 "item": found.item.id,

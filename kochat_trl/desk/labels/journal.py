@@ -6,7 +6,6 @@ out by reading the lines in order. So two journals of different annotators, one 
 
 import fcntl
 import json
-import math
 import os
 import reprlib
 from collections.abc import Mapping
@@ -290,7 +289,7 @@ def _line(fields: Any) -> Judgement | Undo:
     if not isinstance(shown, list) or sorted(map(repr, shown)) != sorted(map(repr, range(count))):
         raise taken.error("shown", f"the indices from 0 to {count - 1} in some order")
     seconds = fields["seconds"]
-    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+    if type(seconds) not in (int, float) or not 0 <= seconds < 1e9:
         raise taken.error("seconds", "a number of seconds")
     if fields["picked"] not in get_args(Picked):
         raise taken.error("picked", f"one of {', '.join(get_args(Picked))}")

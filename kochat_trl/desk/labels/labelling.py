@@ -24,7 +24,7 @@ class Turn:
 
     `item` is None if nothing is `left`, or if the answers to what is left are still being made, or are before others.
     `minutes` is how long what is left takes at the annotator's own pace, the median; None before the first judgement.
-    `last` is the judgement that an undo takes back.
+    `last` is the judgement that an undo takes back. `trouble` is what the making of answers met, if it met any.
     """
 
     item: Item | None
@@ -34,6 +34,7 @@ class Turn:
     left: int
     minutes: int | None
     last: Judgement | None
+    trouble: str | None
 
 
 _NONE: tuple[None, Picked] = None, "order"
@@ -47,29 +48,32 @@ class Labelling:
         self._clock, self._lock = clock, RLock()
         self._changed = Condition(self._lock)
         self.coming = 0  # prompts whose answers are still to be made
-        self._failed: Exception | None = None
+        self.trouble: str | None = None  # what making answers met last
         self._held: dict[str, tuple[str, float]] = {}  # item → who has it on the screen, and since when
         self._again: dict[str, tuple[Item, Picked]] = {}  # annotator → what was taken back
 
     def make_items(self, prompts: Sequence[Prompt], answers_to: Callable[[Prompt], tuple[str, ...]]) -> None:
         """Add an item for each prompt, in a thread that stays a few ahead of those who judge; a prompt without two
-        different answers is left out. What it raises, `turn` raises when nothing else is left."""
+        different answers is left out, and so is one for which it raises `UserError`: `Turn.trouble` says so."""
         self.coming = len(prompts)
 
         def make() -> None:
             for prompt in prompts:
                 with self._changed:
                     self._changed.wait_for(lambda: self.queue.unseen(self.journal.state) < AHEAD)
+                answers: tuple[str, ...] = ()
                 try:
-                    item = Item(prompt, answers_to(prompt))
+                    answers = answers_to(prompt)
+                except UserError as error:  # of this prompt; the others go on
+                    self.trouble = f"{prompt.prompt!r} is left out: {error}"
                 except Exception as error:
-                    self._failed = error
+                    self.trouble, self.coming = f"no more answers can be made: {error!r}", 1
                 with self._changed:
-                    self.coming = 0 if self._failed else self.coming - 1
-                    if not self._failed and len(item.answers) > 1:
-                        self.queue.items.append(item)
+                    self.coming -= 1
+                    if len(answers) > 1:
+                        self.queue.items.append(Item(prompt, answers))
                     self._changed.notify_all()
-                if self._failed:
+                if not self.coming:
                     return
 
         Thread(target=make, daemon=True).start()
@@ -81,8 +85,9 @@ class Labelling:
             if wait:
                 self._changed.wait_for(lambda: self._left(annotator) or not self.coming)
             found = self._left(annotator)
-            if self._failed and not found:
-                raise self._failed
+            again = self._again.get(annotator)
+            mine = {id for id, (who, _) in self._held.items() if who == annotator}
+            found.sort(key=lambda it: (it != again, it[0].id not in mine))
             free = (it for it in found if not self._is_before_others(it[0], annotator))
             item, picked = next(free, _NONE)
             self._held = {it: held for it, held in self._held.items() if held[0] != annotator}
@@ -93,7 +98,8 @@ class Labelling:
             pace = median(judgement.seconds for judgement in own.values()) if own else None
             minutes = None if pace is None else max(1, round(left * pace / 60))
             shown = item.shown_to(annotator, self.seed) if item else ()
-            return Turn(item, picked, shown, len(own), left, minutes, self.journal.state.last(annotator))
+            last = self.journal.state.last(annotator)
+            return Turn(item, picked, shown, len(own), left, minutes, last, self.trouble)
 
     def judge(
         self, annotator: str, item_id: str, verdict: Tiers | Literal["all_bad", "skip"], seconds: float, note: str = ""
@@ -109,6 +115,7 @@ class Labelling:
             shown = item.shown_to(annotator, self.seed)
             self.journal.add(Judgement(item, verdict, annotator, now(), seconds, shown, picked, note))
             self._again.pop(annotator, None)
+            self._held = {id: held for id, held in self._held.items() if held[0] != annotator}
             self._changed.notify_all()
             return True
 

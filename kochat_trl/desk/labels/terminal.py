@@ -97,7 +97,7 @@ def label(
             if turn.item:
                 _print_item(turn.item, turn.shown, _progress(turn, says), says, console)
             else:
-                console.print(says["finished"])
+                console.print(Text(turn.trouble) if turn.trouble else says["finished"])
             started = time.monotonic()
             said, note = _read_line(ask, turn.shown, says, console)
             if said == "undo":

@@ -334,13 +334,24 @@ def test_no_verdict_that_nobody_gave(serve, page_at, rankings, tmp_path):
     page.locator(".number").nth(2).click()
     press("1", "2", "Enter")
     wait_for_done(page, 5)
+    page.locator("#key-X").click()
+    wait_for_done(page, 6)
+    press("Space", "1", "2", "3")  # to scroll
     for _ in range(5):  # held
+        page.keyboard.down("Enter")
+    page.keyboard.up("Enter")
+    wait_for_done(page, 7)
+    page.locator("#key-S").focus()  # by the keyboard, as it is the last that was used
+    press("1", "2", "3", "Enter")
+    wait_for_done(page, 8)
+    for _ in range(5):
         page.keyboard.down("x")
     page.keyboard.up("x")
-    wait_for_done(page, 6)
+    wait_for_done(page, 9)
     press("3")
     page.wait_for_timeout(300)
     wanted = ["all_bad", [[2], [1], [3]], [[2], [3], [1]], [[1], [2], [3]], [[3], [1], [2]], "all_bad"]
+    wanted += [[[1], [2], [3]], "skip", "all_bad"]
     assert verdicts() == wanted
 
     served.kill()
@@ -349,8 +360,14 @@ def test_no_verdict_that_nobody_gave(serve, page_at, rankings, tmp_path):
     press("Enter")
     expect(page.locator("#problem")).to_contain_text("--seed")
     page.reload()
-    wait_for_done(page, 6)
+    wait_for_done(page, 9)
     expect(page.locator(".card.placed")).to_have_count(0)
+    assert verdicts() == wanted
+    page.fill("#annotator", "비\u200b이")  # which no server takes
+    page.press("#annotator", "Enter")
+    expect(page.locator("#problem")).to_contain_text("visible characters")
+    press("x", "u")
+    page.wait_for_timeout(300)
     assert verdicts() == wanted
     page.fill("#annotator", "")
     page.locator("#annotator").blur()

@@ -70,12 +70,15 @@ POSTS = ["/api/turn", "/api/judge", "/api/undo", "/api/talk", "/api/prefer"]
 def test_what_another_site_asks_is_refused(headers, client_of, tmp_path):
     client = client_of(items_of(["가"]))
     own = {"origin": f"http://localhost:{PORT}", "sec-fetch-site": "same-origin", "host": f"localhost:{PORT}"}
-    fields = {"annotator": "a", "item": items_of(["가"])[0].id, "verdict": "skip", "seconds": 1}
+    fields = {"annotator": "a", "item": items_of(["가"])[0].id, "verdict": "skip", "seconds": 1, "prompt": "가"}
+    fields |= {"answers": ["가", "나"], "best": 0, "models": [], "preset": "greedy", "settings": {}, "seed": 0}
+    refused = {400: "Invalid host header", 403: "refused: the page of another site asks"}
     for path in GETS:
         assert client.get(path, headers=own).status_code == 200
         assert client.get(path, headers=headers).status_code in (400, 403)
     for path in POSTS:
-        assert client.post(path, json=fields, headers=headers).status_code in (400, 403)
+        answer = client.post(path, json=fields, headers=headers)
+        assert answer.text == refused[answer.status_code]
     assert (tmp_path / "j").read_bytes() == b""
     assert client.post("/api/judge", json=fields, headers=own).json()["new"]
 
@@ -157,6 +160,7 @@ def test_any_text_goes_through_as_it_is_and_comes_as_text(text, client_of, tmp_p
         ("/api/judge", {"verdict": [[0], [True]]}, "verdict"),
         ("/api/judge", {"seed": 1}, "another --seed"),
         ("/api/judge", {"seconds": -1}, "seconds"),
+        ("/api/judge", {"seconds": 10**400}, "seconds"),
         ("/api/judge", {"seconds": float("nan")}, "seconds"),
         ("/api/judge", {"seconds": True}, "field 'seconds'"),
         ("/api/judge", {"note": 3}, "field 'note'"),

@@ -22,7 +22,7 @@ def labelling(tmp_path):
 
     def make(items=ITEMS, **queue):
         clock = {"now": 0.0}
-        labelling = Labelling(Journal(tmp_path / "j"), Queue(items, **queue), clock=lambda: clock["now"])
+        labelling = Labelling(Journal(tmp_path / f"j{len(made)}"), Queue(items, **queue), clock=lambda: clock["now"])
         labelling.set_clock = lambda now: clock.update(now=now)
         made.append(labelling)
         return labelling
@@ -155,14 +155,34 @@ def test_answers_are_made_a_few_ahead(labelling):
     assert turn.left == 0
 
 
-def test_what_making_answers_meets_is_told_once_nothing_else_is_left(labelling):
+def test_a_prompt_that_cannot_be_answered_is_left_out_and_told_and_the_others_go_on(labelling):
     it = labelling(ITEMS[:1])
 
     def answers(prompt):
-        raise UserError("no model at 'x'")
+        if prompt.prompt == "1":
+            raise UserError("too long")
+        if prompt.prompt == "3":
+            raise MemoryError("full")
+        return ("가", "나")
 
-    it.make_items([Prompt("0"), Prompt("1")], answers)
-    assert it.turn("a", wait=True).item == ITEMS[0]
-    it.judge("a", ITEMS[0].id, "skip", 1.0)
-    with pytest.raises(UserError, match="no model at 'x'"):
-        it.turn("a", wait=True)
+    it.make_items([Prompt(f"{i}") for i in range(5)], answers)
+    asked = []
+    while (turn := it.turn("a", wait=True)).item:
+        asked.append(turn.item.prompt.prompt)
+        assert it.judge("a", turn.item.id, "skip", 1.0)
+    assert asked == [ITEMS[0].prompt.prompt, "0", "2"]
+    assert (turn.left, turn.trouble) == (0, "no more answers can be made: MemoryError('full')")
+    other = labelling([])
+    other.make_items([Prompt("1")], answers)
+    assert other.turn("b", wait=True).trouble == "'1' is left out: too long"
+
+
+def test_what_is_on_the_screen_stays_next_when_an_earlier_one_comes_free(labelling):
+    it = labelling()
+    assert [it.turn(who).item for who in "ba"] == ITEMS[:2]
+    it.judge("b", ITEMS[0].id, "skip", 1.0)  # which is left to the others
+    assert it.turn("a").item == ITEMS[1]
+    it.judge("a", ITEMS[1].id, "skip", 1.0)
+    assert it.turn("a").item == ITEMS[0]
+    it.undo("a")
+    assert it.turn("a").item == ITEMS[1]  # what was taken back goes before it

@@ -28,7 +28,10 @@ function draw() {
   for (const view of Object.values(views)) view.hide?.();
   for (const [name, make] of Object.entries(tabs)) views[name] = make(about);
   document.querySelector("nav").replaceChildren(...Object.keys(tabs).map((name) =>
-    h("button", { role: "tab", id: `tab-${name}`, onclick: () => show(name) }, t(name))));
+    h("button", { role: "tab", id: `tab-${name}`, onclick: (event) => {
+      if (event.detail) event.currentTarget.blur(); // of a mouse: Enter is the tab's own then
+      show(name);
+    } }, t(name))));
   document.querySelector("main").replaceChildren(...Object.values(views).map((view) => view.element));
   const asked = current ?? location.hash.slice(1);
   show(asked in tabs ? asked : about.rank ? "rank" : about.models.length ? "talk" : "watch");

@@ -26,12 +26,9 @@ export function rank(about) {
   async function load(path, name, fields = {}) {
     if (busy) return null;
     busy = true;
-    let said = null;
-    try {
-      said = await (await ask(path, { annotator: name, ...fields })).json();
-      take(said, name);
-    } catch { /* it is shown */ }
-    busy = false;
+    const said = await ask(path, { annotator: name, ...fields }).then((response) => response.json()).catch(() => null);
+    busy = false; // an error has been shown
+    if (said) take(said, name);
     if (name !== annotator()) show(); // somebody else has come meanwhile
     return said;
   }
@@ -50,7 +47,7 @@ export function rank(about) {
       shownAt = performance.now();
       scrollTo(0, 0);
     }
-    draw();
+    draw(isNew);
   }
 
   function show() {
@@ -68,6 +65,7 @@ export function rank(about) {
 
   async function judge(verdict) {
     if (!turn?.item) return;
+    if (who !== annotator()) { show(); return; } // whose item this was
     const key = draft();
     const seconds = Math.round((performance.now() - shownAt) / 100) / 10;
     const its = { item: turn.item, seed: turn.seed };
@@ -104,16 +102,20 @@ export function rank(about) {
   }
 
   async function undo() {
-    if (turn?.last) await load("/api/undo", who, { item: turn.last.item });
+    if (who !== annotator()) show();
+    else if (turn?.last) await load("/api/undo", who, { item: turn.last.item });
   }
 
   function key(event) {
     const pressed = keyOf(event);
     const number = "123456789".indexOf(pressed);
     const does = { "=": toggleTie, x: () => judge("all_bad"), s: () => judge("skip"), u: undo, n: () => note.focus() };
-    does.Enter = event.target.matches("summary, a") ? null : submit; // the space bar presses a button
+    does.Enter = event.target.matches("button, summary, a") ? null : submit;
     does.Backspace = () => presses.length && put(presses.at(-1), null);
-    if (event.repeat) return; // a key that is held judges once
+    if (event.repeat) { // a key that is held judges once, and presses a button once
+      event.preventDefault();
+      return;
+    }
     if (turn?.item && number >= 0 && number < places.length) press(number);
     else if (does[pressed] && (turn?.item || pressed === "u")) does[pressed]();
     else return;
@@ -148,14 +150,17 @@ export function rank(about) {
     return found;
   }
 
-  function draw() {
-    const focused = document.activeElement?.id;
+  /** A button keeps the focus that the keyboard gave it, but not for another item; one that was clicked has none. */
+  function draw(isNew = false) {
+    const focused = document.activeElement?.matches(":focus-visible") && !isNew ? document.activeElement.id : "";
+    if (element.contains(document.activeElement) || isNew) document.activeElement.blur();
     fill();
     if (focused) document.getElementById(focused)?.focus();
   }
 
   function fill() {
     const time = turn.minutes ? t("time", turn) : "";
+    if (turn.trouble && !turn.item && !turn.left) problem(turn.trouble);
     const head = h("p", { className: "soft", id: "progress" }, t("progress", turn) + time);
     const button = (text, does, letter, more = {}) =>
       h("button", { id: `key-${letter}`, onclick: does, ...more }, text, h("kbd", {}, letter));

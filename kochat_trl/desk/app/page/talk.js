@@ -79,8 +79,11 @@ export function talk(about) {
         if (!annotator()) { problem(t("who")); document.getElementById("annotator").focus(); return; }
         const seconds = Math.round((performance.now() - since) / 100) / 10;
         const best = said.indexOf(its);
-        for (const one of said) one.element.querySelector(".prefer").disabled = true;
-        await ask("/api/prefer", { annotator: annotator(), ...asked, answers: said.map((one) => one.text), best, seconds });
+        const disable = (off) => said.forEach((one) => { one.element.querySelector(".prefer").disabled = off; });
+        disable(true); // a second click would be a second line
+        try {
+          await ask("/api/prefer", { annotator: annotator(), ...asked, answers: said.map((one) => one.text), best, seconds });
+        } catch { return disable(false); }
         for (const one of said) one.element.querySelector(".prefer").remove();
         its.element.classList.add("kept");
         status.textContent = t("kept", { journal: about.journal });

@@ -70,7 +70,7 @@ class HeldModels:
 
         `show` and `stop` are those of `answer_ids`, which says what is raised; what `show` raises ends the answer.
         """
-        with self._turn():
+        with self.turn():
             if stop and stop.is_set():
                 return Response("", (), False)
             tokenizer, model = self._tokenizer(path), self._policy(path)
@@ -85,7 +85,7 @@ class HeldModels:
 
         Raises `UserError` if their vocabularies differ, and as `score_ids` does.
         """
-        with self._turn():
+        with self.turn():
             tokenizer, own = self._tokenizer(path), self._tokenizer(reward_model)
             check_same_tokens(tokenizer, path, own, reward_model)
             ids = [*encode_prompt(tokenizer, prompt.messages), *response.ids]
@@ -108,7 +108,8 @@ class HeldModels:
         return model
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
+    def turn(self) -> Iterator[None]:
+        """Nobody else computes meanwhile."""
         with self._next:  # one who waits goes before one who comes back
             self._computing.acquire()
         try:

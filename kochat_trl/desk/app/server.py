@@ -142,7 +142,10 @@ def make_app(
     def agree() -> dict[str, Any]:
         judgements = judging().standing
         items = {it.item.id: it.item for it in judgements if it.tiers is not None}
-        scores = score_items(reward_model, list(items.values())) if reward_model and items else None
+        scores = None
+        if reward_model and items:
+            with models.turn():  # loading a model draws random numbers
+                scores = score_items(reward_model, list(items.values()))
         found = agreement(judgements, scores)
         rows = [([one, other], "", figures) for (one, other), figures in found.people.items()]
         rows += [([name], how or "model", figures) for (name, how), figures in found.model.items()]
@@ -300,7 +303,8 @@ async def _lines(events: Any) -> AsyncIterator[str]:
     """Each event as a line of JSON, its `text` also as it is `shown`, until whoever reads them is gone."""
     try:
         async for event in iterate_in_threadpool(events):
-            yield json.dumps(event | {"shown": visible(event.get("text", ""))}) + "\n"
+            if event:
+                yield json.dumps(event | {"shown": visible(event.get("text", ""))}) + "\n"
     finally:
         events.close()
 

@@ -6,6 +6,7 @@ from kochat_trl.data.records import Prompt
 from kochat_trl.desk.answers.held import HeldModels
 from kochat_trl.desk.app import server
 from kochat_trl.desk.app.server import LONGEST, make_app
+from kochat_trl.desk.app.watch import find_runs
 from kochat_trl.desk.labels.items import Item
 from kochat_trl.desk.labels.journal import Journal, read_journal
 from kochat_trl.desk.labels.labelling import Labelling
@@ -115,8 +116,10 @@ def test_no_file_beside_the_page_s_is_sent(path, client_of):
 
 @pytest.mark.parametrize("name", ["..", "../j", "/etc", "a/../../..", "", "run\0", "%2e%2e"])
 def test_no_run_outside_the_folder_is_watched(name, client_of, tmp_path):
-    (tmp_path / "metrics.json").write_text('{"history": []}')
+    progress = {"stage": "ppo", "step": 1, "max_steps": 2, "host": "x", "pid": 1, "history": [{"step": 1, "loss": 1.0}]}
+    (tmp_path / "progress.json").write_text(json.dumps(progress))
     (tmp_path / "outputs").mkdir()
+    assert list(find_runs(tmp_path)) == ["."]  # it would be found from there
     client = client_of()
     assert client.get("/api/runs").json() == []
     for path in ("/api/run", "/plot", "/report"):

@@ -1,10 +1,11 @@
 """What becomes of a question to several models: pieces of text, ends, errors, and a person who has read enough."""
 
 import time
+from threading import Event
 from threading import enumerate as threads
 
 from kochat_trl.data.records import Prompt
-from kochat_trl.desk.answers.generate import decoding
+from kochat_trl.desk.answers.generate import Response, decoding
 from kochat_trl.desk.answers.held import HeldModels
 from kochat_trl.desk.app.talk import presets, talk
 from kochat_trl.errors import UserError
@@ -42,7 +43,7 @@ class Slow(HeldModels):
 @pytest.mark.parametrize("preset", ["sample", "course"])
 def test_a_question_is_put_to_one_model_after_another(tiny_base, tiny_sft, tiny_reward, preset):
     models, paths = HeldModels(), [tiny_base, tiny_sft, tiny_base]
-    events = list(talk(models, paths, PROMPT, preset, LONG, 7, tiny_reward))
+    events = [event for event in talk(models, paths, PROMPT, preset, LONG, 7, tiny_reward) if event]
     assert [event["model"] for event in events] == sorted(event["model"] for event in events)
     assert ended()
     for i, path in enumerate(paths):
@@ -60,7 +61,7 @@ def test_a_question_is_put_to_one_model_after_another(tiny_base, tiny_sft, tiny_
 def test_the_error_of_one_model_leaves_the_others_theirs(tiny_base, tiny_sft, tmp_path):
     (tmp_path / "empty").mkdir()
     paths = [str(tmp_path / "empty"), tiny_sft, "outputs/nothing/there", tiny_base]
-    events = list(talk(HeldModels(), paths, PROMPT, "greedy", {"max_new_tokens": 4}, 0))
+    events = [event for event in talk(HeldModels(), paths, PROMPT, "greedy", {"max_new_tokens": 4}, 0) if event]
     ends = [event for event in events if event.keys() != {"model", "text"}]
     assert [(event["model"], event.get("done", False)) for event in ends] == [
         (0, False), (1, True), (2, False), (3, True)
@@ -71,7 +72,9 @@ def test_the_error_of_one_model_leaves_the_others_theirs(tiny_base, tiny_sft, tm
 
 
 def test_what_fits_no_model_is_told_for_each(tiny_base, tiny_sft):
-    events = list(talk(HeldModels(), [tiny_base, tiny_sft], Prompt("반가워요 " * 90), "greedy", {}, 0))
+    events = [
+        event for event in talk(HeldModels(), [tiny_base, tiny_sft], Prompt("반가워요 " * 90), "greedy", {}, 0) if event
+    ]
     assert [event["model"] for event in events] == [0, 1]
     assert all("don't fit the model's 128 positions" in event["error"] for event in events)
 
@@ -89,7 +92,7 @@ def test_closing_it_ends_the_generation(tiny_base, tiny_sft, tiny_reward):
     models, scored = Slow(), []
     models.score = lambda *_: scored.append(0.0)
     events = talk(models, [tiny_sft, tiny_base], PROMPT, "sample", LONG, 0, tiny_reward)
-    assert next(events)["model"] == 0
+    assert next(filter(None, events))["model"] == 0
     start = time.monotonic()
     events.close()
     assert time.monotonic() - start < 1
@@ -103,20 +106,40 @@ def test_closing_it_ends_the_generation(tiny_base, tiny_sft, tiny_reward):
 def test_leaving_it_ends_the_generation(tiny_sft):
     models = Slow()
     for event in talk(models, [tiny_sft] * 2, PROMPT, "sample", LONG, 0):
-        assert event["text"]
-        break
+        if event:
+            break
     assert ended()
     assert len(models.answers) == 1
 
 
-def test_what_nobody_foresaw_is_raised_where_it_is_read(tiny_base):
+def test_what_nobody_foresaw_is_told_and_the_others_go_on(tiny_base):
     class Broken(HeldModels):
-        def answer(self, *_):
-            raise ZeroDivisionError
+        def answer(self, path, *_):
+            if path == "broken":
+                raise ZeroDivisionError
+            return super().answer(path, *_)
 
-    with pytest.raises(ZeroDivisionError):
-        list(talk(Broken(), [tiny_base], PROMPT, "greedy", {}, 0))
+    events = [event for event in talk(Broken(), ["broken", tiny_base], PROMPT, "greedy", {}, 0) if event]
+    assert events[0] == {"model": 0, "error": "broken can't answer: ZeroDivisionError()"}
+    assert events[-1]["done"]
     assert ended()
+
+
+def test_it_can_be_closed_while_a_model_says_nothing():
+    seen = Event()
+
+    class Silent(HeldModels):
+        def answer(self, path, prompt, settings, seed, show, stop):
+            if stop.wait(30):
+                seen.set()
+            return Response("", (), False)
+
+    events = talk(Silent(), ["a"], PROMPT, "greedy", {}, 0)
+    start = time.monotonic()
+    assert next(events) == {}
+    events.close()
+    assert seen.wait(5)
+    assert time.monotonic() - start < 5
 
 
 def test_presets_set_every_slider():

@@ -18,7 +18,7 @@ export function talk(about) {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); put(); }
   } });
   const system = h("textarea", { rows: 1, id: "system", placeholder: t("system_message") });
-  const seed = h("input", { type: "number", value: 0, min: 0, id: "seed", size: 6 });
+  const seed = h("input", { type: "number", value: 0, min: 0, max: 2 ** 32, id: "seed", size: 6 });
   const preset = h("select", { id: "preset", onchange: settle },
     Object.keys(about.presets).map((name) => h("option", {}, name)));
   preset.value = "top_p";
@@ -63,6 +63,7 @@ export function talk(about) {
       offer(asked, answers);
     } catch (error) {
       if (error.name === "AbortError") status.textContent = t("stopped");
+      else if (document.getElementById("problem").hidden) problem(error.message);
     } finally {
       running = null;
       go.textContent = t("ask");

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from contextlib import ExitStack, closing
 from typing import Any
 
 from kochat_trl.cli import options as opt
@@ -60,8 +61,8 @@ def label_answers(args: argparse.Namespace) -> None:
     if not is_name(args.annotator):
         raise UserError(f"--as: found {args.annotator!r}, expected a name of visible characters")
     labelling_in = _labelling(args, HeldModels())
-    with Journal(args.to) as journal:
-        label(labelling_in(journal), args.annotator, args.lang or language(), console())
+    with Journal(args.to) as journal, closing(labelling_in(journal)) as labelling:
+        label(labelling, args.annotator, args.lang or language(), console())
     print(f"kochat label --export rankings.jsonl --to {shlex.quote(args.to)}")
 
 
@@ -101,12 +102,13 @@ def serve_page(args: argparse.Namespace) -> None:
     models = HeldModels(args.loading)
     labelling_in = _labelling(args, models) if args.files else lambda journal: Labelling(journal, Queue([]))
     talk = args.models or [source for source in args.answers or [] if not is_file(source)]
-    journal = Journal(args.to) if args.to else None
-    labelling = labelling_in(journal) if journal else None
-    given = (labelling, models, talk, args.reward_model, Path(args.outputs))
-    serve(lambda port: make_app(*given, port), args.port)
-    if journal:
-        journal.close()
+    with ExitStack() as until:
+        labelling = None
+        if args.to:
+            labelling = until.enter_context(closing(labelling_in(until.enter_context(Journal(args.to)))))
+        given = (labelling, models, talk, args.reward_model, Path(args.outputs))
+        serve(lambda port: make_app(*given, port), args.port)
+    if args.to:
         print(f"kochat label --export rankings.jsonl --to {shlex.quote(args.to)}")
 
 

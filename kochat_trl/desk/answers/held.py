@@ -57,6 +57,12 @@ class HeldModels:
         self._policies: dict[tuple[str, ...], Any] = {}  # by what they share
         self._next, self._computing = Lock(), Lock()
 
+    def load(self, path: str) -> None:
+        """Load a model that answers. Raises `UserError` if it can't be."""
+        with self.turn():
+            self._tokenizer(path)
+            self._policy(path)
+
     def answer(
         self,
         path: str,

@@ -18,8 +18,10 @@ def answers_to(
     """A function from each of `prompts` to the different answers of `sources` to it: a file has them, a model (folder
     or Hub name) samples them with `settings` of `decoding`, each time the same ones. A model may be named twice.
 
-    Raises as `answers_in` does.
+    Raises as `answers_in` does, and if a model can't be loaded.
     """
+    for model in {source for source in sources if not is_file(source)}:
+        models.load(model)
     files = {
         source: dict(zip(prompts, answers_in(source, prompts), strict=True)) for source in sources if is_file(source)
     }

@@ -1,5 +1,6 @@
 """People judge the items of a queue, several at once, into one journal: what a terminal and the page stand on."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from typing import Literal
 
 from kochat_trl.data.rankings import Tiers
 from kochat_trl.data.records import Prompt
+from kochat_trl.data.text import visible
 from kochat_trl.desk.labels.items import Item
 from kochat_trl.desk.labels.journal import Journal, Judgement, Picked, now
 from kochat_trl.desk.labels.queue import Queue
 from kochat_trl.errors import UserError
 
+logger = logging.getLogger(__name__)
 HELD = 900.0  # seconds for which an item is kept for whom it is shown to
 AHEAD = 8  # items that are made before anybody judges them
 
@@ -50,33 +53,49 @@ class Labelling:
         self.coming = 0  # prompts whose answers are still to be made
         self.trouble: str | None = None  # what making answers met last
         self._held: dict[str, tuple[str, float]] = {}  # item → who has it on the screen, and since when
+        self._maker: Thread | None = None
         self._again: dict[str, tuple[Item, Picked]] = {}  # annotator → what was taken back
 
     def make_items(self, prompts: Sequence[Prompt], answers_to: Callable[[Prompt], tuple[str, ...]]) -> None:
-        """Add an item for each prompt, in a thread that stays a few ahead of those who judge; a prompt without two
-        different answers is left out, and so is one for which it raises `UserError`: `Turn.trouble` says so."""
+        """Add an item for each prompt, in a thread that stays a few ahead of those who judge.
+
+        A prompt without two different answers is left out, and so is one for which `answers_to` raises `UserError`:
+        each is logged, and `Turn.trouble` has the last. Any other error ends it.
+        """
         self.coming = len(prompts)
 
         def make() -> None:
             for prompt in prompts:
                 with self._changed:
-                    self._changed.wait_for(lambda: self.queue.unseen(self.journal.state) < AHEAD)
-                answers: tuple[str, ...] = ()
+                    self._changed.wait_for(lambda: not self.coming or self.queue.unseen(self.journal.state) < AHEAD)
+                    if not self.coming:
+                        return
+                answers, trouble, ends = tuple[str, ...](), "it has no two different answers", False
                 try:
                     answers = answers_to(prompt)
                 except UserError as error:  # of this prompt; the others go on
-                    self.trouble = f"{prompt.prompt!r} is left out: {error}"
+                    trouble = str(error)
                 except Exception as error:
-                    self.trouble, self.coming = f"no more answers can be made: {error!r}", 1
+                    trouble, ends = f"{error!r}; no more answers are made", True
                 with self._changed:
-                    self.coming -= 1
+                    self.coming = 0 if ends else max(0, self.coming - 1)
                     if len(answers) > 1:
                         self.queue.items.append(Item(prompt, answers))
+                    else:
+                        self.trouble = f"left out: {prompt.prompt!r}: {trouble}"
+                        logger.warning("%s", visible(self.trouble))
                     self._changed.notify_all()
-                if not self.coming:
-                    return
 
-        Thread(target=make, daemon=True).start()
+        self._maker = Thread(target=make, daemon=True)
+        self._maker.start()
+
+    def close(self) -> None:
+        """Make no more answers; returns when the one that is being made is done."""
+        with self._changed:
+            self.coming = 0
+            self._changed.notify_all()
+        if self._maker:
+            self._maker.join()
 
     def turn(self, annotator: str, wait: bool = False) -> Turn:
         """What is next, which is then kept for `annotator` for a while: two who judge at once see two items. It stays

@@ -1,7 +1,6 @@
-"""A browser, and the page as `kochat app` serves it: a process of its own, as it is used."""
+"""The page as `kochat app` serves it: a process of its own, as it is used."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,18 +9,6 @@ from pathlib import Path
 from tests.tiny import ROOT
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium on this machine; it is a browser, which no Python package brings")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Served:

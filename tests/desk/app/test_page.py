@@ -144,6 +144,7 @@ def test_ten_items_by_two_people_through_a_reload_and_a_kill(serve, page_at, ran
     expected.undone("지은")
     press("u")
     wait_for_done(page, 4)
+    expect(page.locator("#problem")).to_have_text(f"되돌렸습니다: {asked_on(page)}")
     assert asked_on(page) != before
     assert len(read_journal(tmp_path / "labels.jsonl").standing) == 4  # on disk before the next is shown
 
@@ -249,6 +250,10 @@ def test_three_models_answer_and_a_click_is_a_ranking(serve, page_at, tmp_path, 
     page.press("#question", "Enter")
     page.locator("#ask").click()  # it says stop now
     expect(page.locator("[role=status]")).to_have_text("멈췄습니다.")
+    page.locator("#lang").click()
+    expect(page.locator("#question")).to_have_value("대한민국의 수도는 어디인가요?")
+    page.locator("#lang").click()
+    page.locator("summary:visible").click()
     page.select_option("#preset", "greedy")
     expect(page.locator("#set-temperature")).to_be_disabled()
     page.press("#question", "Enter")
@@ -298,6 +303,10 @@ def test_a_curve_grows_while_ppo_runs(serve, page_at, tmp_path, kochatgpt_files,
             grown.append(int(curve.get_attribute("data-points")))
         wait_until_drawn(page)
         assert page.locator(".side .answer").count() > 0
+        page.keyboard.press("Tab")  # to what comes next
+        page.locator("[id='run-run/ppo']").focus()
+        until(page, lambda: int(curve.get_attribute("data-points")) > grown[-1] + 3)
+        assert page.evaluate("document.activeElement.id") == "run-run/ppo"  # drawn anew all the while
         training.kill()
         expect(row).to_contain_text("멈춤", timeout=WAIT)
     finally:
@@ -349,6 +358,8 @@ def test_no_verdict_that_nobody_gave(serve, page_at, rankings, tmp_path):
     page.keyboard.up("x")
     wait_for_done(page, 9)
     press("3")
+    event = "{key: 'ArrowDown', code: 'ArrowDown', repeat: true, bubbles: true, cancelable: true}"
+    assert page.evaluate(f"document.body.dispatchEvent(new KeyboardEvent('keydown', {event}))")  # which scrolls
     page.wait_for_timeout(300)
     wanted = ["all_bad", [[2], [1], [3]], [[2], [3], [1]], [[1], [2], [3]], [[3], [1], [2]], "all_bad"]
     wanted += [[[1], [2], [3]], "skip", "all_bad"]
@@ -360,6 +371,10 @@ def test_no_verdict_that_nobody_gave(serve, page_at, rankings, tmp_path):
     press("Enter")
     expect(page.locator("#problem")).to_contain_text("--seed")
     page.reload()
+    wait_for_done(page, 9)
+    page.locator("#lang").click()
+    expect(page.locator("#progress")).to_contain_text("9 done")
+    page.locator("#lang").click()
     wait_for_done(page, 9)
     expect(page.locator(".card.placed")).to_have_count(0)
     assert verdicts() == wanted

@@ -29,6 +29,7 @@ def labelling(tmp_path):
 
     yield make
     for labelling in made:
+        labelling.close()
         labelling.journal.close()
 
 
@@ -155,7 +156,7 @@ def test_answers_are_made_a_few_ahead(labelling):
     assert turn.left == 0
 
 
-def test_a_prompt_that_cannot_be_answered_is_left_out_and_told_and_the_others_go_on(labelling):
+def test_a_prompt_that_cannot_be_answered_is_left_out_and_told_and_the_others_go_on(labelling, caplog):
     it = labelling(ITEMS[:1])
 
     def answers(prompt):
@@ -171,10 +172,11 @@ def test_a_prompt_that_cannot_be_answered_is_left_out_and_told_and_the_others_go
         asked.append(turn.item.prompt.prompt)
         assert it.judge("a", turn.item.id, "skip", 1.0)
     assert asked == [ITEMS[0].prompt.prompt, "0", "2"]
-    assert (turn.left, turn.trouble) == (0, "no more answers can be made: MemoryError('full')")
+    assert (turn.left, turn.trouble) == (0, "left out: '3': MemoryError('full'); no more answers are made")
     other = labelling([])
     other.make_items([Prompt("1")], answers)
-    assert other.turn("b", wait=True).trouble == "'1' is left out: too long"
+    assert other.turn("b", wait=True).trouble == "left out: '1': too long"
+    assert [line.split(": ")[1] for line in caplog.messages] == ["'1'", "'3'", "'1'"]
 
 
 def test_what_is_on_the_screen_stays_next_when_an_earlier_one_comes_free(labelling):
@@ -186,3 +188,20 @@ def test_what_is_on_the_screen_stays_next_when_an_earlier_one_comes_free(labelli
     assert it.turn("a").item == ITEMS[0]
     it.undo("a")
     assert it.turn("a").item == ITEMS[1]  # what was taken back goes before it
+
+
+def test_once_it_is_closed_no_more_answers_are_made(labelling):
+    it, asked, may_go = labelling([]), [], Event()
+
+    def answers(prompt):
+        asked.append(prompt)
+        may_go.wait(10)
+        return ("가", "나")
+
+    it.make_items([Prompt(f"{i}") for i in range(5)], answers)
+    closed = Thread(target=it.close)
+    closed.start()
+    may_go.set()
+    closed.join(10)
+    assert not closed.is_alive()
+    assert (len(asked) <= 1, it.turn("a").left) == (True, len(it.queue.items))

@@ -2,13 +2,7 @@
 
 import { texts } from "./texts.js";
 
-export let lang = localStorage.getItem("lang") ?? (navigator.language.startsWith("ko") ? "ko" : "en");
-
-/** Draw everything in the other language. */
-export function turnLanguage() {
-  lang = lang === "ko" ? "en" : "ko";
-  localStorage.setItem("lang", lang);
-}
+export const lang = localStorage.getItem("lang") ?? (navigator.language.startsWith("ko") ? "ko" : "en");
 
 /** The text of a key in the page's language, with `{name}` filled in. */
 export function t(key, values = {}) {
@@ -54,7 +48,31 @@ export async function ask(path, fields, signal) {
   return response;
 }
 
-export const annotator = () => document.getElementById("annotator").value.trim();
+/** Who judges: the name that was entered, not one that is half typed. */
+export let annotator = "";
+
+export function enter(name) {
+  annotator = name;
+  remember("annotator", name);
+}
+
+/** Keep a text for the next time, if the browser has room. */
+export function remember(key, text) {
+  try { localStorage.setItem(key, text); } catch { /* it is lost with the page */ }
+}
+
+/** Fill an element anew. The focus that the keyboard gave to something in it stays there, unless `isNew`: what is in
+ * the same place isn't the same then. What was clicked has none. */
+export function redraw(element, fill, isNew = false) {
+  const active = document.activeElement;
+  const focused = active?.matches(":focus-visible") && !isNew ? active.id : "";
+  if (element.contains(active) || isNew) active.blur();
+  fill();
+  if (focused) document.getElementById(focused)?.focus();
+}
+
+/** Whether this is the Enter that ends a syllable; Safari says so by its code alone. */
+export const isComposing = (event) => event.isComposing || event.keyCode === 229;
 
 /** Letters that a key stands for, whatever the keyboard is set to. */
 export function keyOf(event) {

@@ -1,6 +1,6 @@
 // Rank: an item, its answers under numbers, and where each stands.
 
-import { annotator, ask, h, keyOf, problem, t } from "./common.js";
+import { annotator, ask, h, keyOf, problem, redraw, remember, t } from "./common.js";
 
 export function rank(about) {
   const element = h("section");
@@ -20,7 +20,7 @@ export function rank(about) {
   const placed = () => places.filter((place) => place !== null);
 
   function keepDraft() {
-    localStorage.setItem(draft(), JSON.stringify({ places, note: note.value }));
+    remember(draft(), JSON.stringify({ places, note: note.value }));
   }
 
   async function load(path, name, fields = {}) {
@@ -29,7 +29,7 @@ export function rank(about) {
     const said = await ask(path, { annotator: name, ...fields }).then((response) => response.json()).catch(() => null);
     busy = false; // an error has been shown
     if (said) take(said, name);
-    if (name !== annotator()) show(); // somebody else has come meanwhile
+    if (name !== annotator) show(); // somebody else has come meanwhile
     return said;
   }
 
@@ -47,25 +47,25 @@ export function rank(about) {
       shownAt = performance.now();
       scrollTo(0, 0);
     }
-    draw(isNew);
+    redraw(element, fill, isNew);
   }
 
   function show() {
     clearTimeout(timer);
     if (!about.rank) return element.replaceChildren(h("p", {}, t("no_items")), h("pre", { className: "text" },
       "kochat app FILE --to outputs/labels.jsonl"), about.journal ? agreement : "");
-    if (!annotator()) {
+    if (!annotator) {
       turn = null; // nothing that isn't on the screen can be judged
       element.replaceChildren(h("p", {}, t("who")));
       document.getElementById("annotator").focus();
       return null;
     }
-    return load("/api/turn", annotator());
+    return load("/api/turn", annotator);
   }
 
   async function judge(verdict) {
     if (!turn?.item) return;
-    if (who !== annotator()) { show(); return; } // whose item this was
+    if (who !== annotator) { show(); return; } // whose item this was
     const key = draft();
     const seconds = Math.round((performance.now() - shownAt) / 100) / 10;
     const its = { item: turn.item, seed: turn.seed };
@@ -102,8 +102,11 @@ export function rank(about) {
   }
 
   async function undo() {
-    if (who !== annotator()) show();
-    else if (turn?.last) await load("/api/undo", who, { item: turn.last.item });
+    if (!turn?.last) return;
+    if (who !== annotator) { show(); return; }
+    const { item, prompt } = turn.last;
+    const said = await load("/api/undo", who, { item });
+    if (said) problem(t(said.undone ? "undone" : "not_undone", { prompt }));
   }
 
   function key(event) {
@@ -112,14 +115,14 @@ export function rank(about) {
     const does = { "=": toggleTie, x: () => judge("all_bad"), s: () => judge("skip"), u: undo, n: () => note.focus() };
     does.Enter = event.target.matches("button, summary, a") ? null : submit;
     does.Backspace = () => presses.length && put(presses.at(-1), null);
-    if (event.repeat) { // a key that is held judges once, and presses a button once
-      event.preventDefault();
-      return;
-    }
-    if (turn?.item && number >= 0 && number < places.length) press(number);
-    else if (does[pressed] && (turn?.item || pressed === "u")) does[pressed]();
-    else return;
+    const isNumber = turn?.item && number >= 0 && number < places.length;
+    const acts = does[pressed] && (turn?.item || pressed === "u");
+    const clicks = event.target.matches("button, summary, a") && ["Enter", " "].includes(pressed);
+    if (!isNumber && !acts && !(clicks && event.repeat)) return;
     event.preventDefault();
+    if (event.repeat) return; // a key that is held acts once
+    if (isNumber) press(number);
+    else does[pressed]();
   }
 
   function chip(answer) {
@@ -150,13 +153,7 @@ export function rank(about) {
     return found;
   }
 
-  /** A button keeps the focus that the keyboard gave it, but not for another item; one that was clicked has none. */
-  function draw(isNew = false) {
-    const focused = document.activeElement?.matches(":focus-visible") && !isNew ? document.activeElement.id : "";
-    if (element.contains(document.activeElement) || isNew) document.activeElement.blur();
-    fill();
-    if (focused) document.getElementById(focused)?.focus();
-  }
+  const draw = () => redraw(element, fill);
 
   function fill() {
     const time = turn.minutes ? t("time", turn) : "";

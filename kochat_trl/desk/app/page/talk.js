@@ -1,6 +1,6 @@
 // Talk: one question to several models, their answers side by side.
 
-import { annotator, ask, h, problem, t } from "./common.js";
+import { annotator, ask, h, isComposing, problem, t } from "./common.js";
 
 const RANGES = { // of the sliders: least, most, step
   temperature: [0.1, 2, 0.05], top_p: [0.05, 1, 0.05], top_k: [0, 200, 1], repetition_penalty: [1, 2, 0.05],
@@ -15,8 +15,10 @@ export function talk(about) {
   }
   const names = shortened(about.models);
   const question = h("textarea", { rows: 2, id: "question", placeholder: t("question"), onkeydown: (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); put(); }
+    if (event.key === "Enter" && !event.shiftKey && !isComposing(event)) { event.preventDefault(); put(); }
   } });
+  question.value = sessionStorage.getItem("question") ?? ""; // through another language, and a reload
+  question.oninput = () => sessionStorage.setItem("question", question.value);
   const system = h("textarea", { rows: 1, id: "system", placeholder: t("system_message") });
   const seed = h("input", { type: "number", value: 0, min: 0, max: 2 ** 32, id: "seed", size: 6 });
   const preset = h("select", { id: "preset", onchange: settle },
@@ -77,13 +79,13 @@ export function talk(about) {
     for (const its of said) {
       const button = h("button", { className: "prefer" }, t("prefer"));
       button.onclick = async () => {
-        if (!annotator()) { problem(t("who")); document.getElementById("annotator").focus(); return; }
+        if (!annotator) { problem(t("who")); document.getElementById("annotator").focus(); return; }
         const seconds = Math.round((performance.now() - since) / 100) / 10;
         const best = said.indexOf(its);
         const disable = (off) => said.forEach((one) => { one.element.querySelector(".prefer").disabled = off; });
         disable(true); // a second click would be a second line
         try {
-          await ask("/api/prefer", { annotator: annotator(), ...asked, answers: said.map((one) => one.text), best, seconds });
+          await ask("/api/prefer", { annotator: annotator, ...asked, answers: said.map((one) => one.text), best, seconds });
         } catch { return disable(false); }
         for (const one of said) one.element.querySelector(".prefer").remove();
         its.element.classList.add("kept");
@@ -113,7 +115,7 @@ function answer(name) {
     if (event.error) { figures.textContent = event.error; return; }
     if (!event.done) { text.textContent += event.shown; return; }
     found.text = event.text;
-    text.textContent = event.shown + (event.ended ? "" : " …");
+    text.textContent = (event.shown || t("empty")) + (event.ended ? "" : " …");
     const score = event.score === null ? [] : [t("score", { score: event.score.toFixed(2) })];
     figures.textContent = [...score, t("tokens", event)].join(" · ");
   };

@@ -1,6 +1,6 @@
 // Watch: the runs, how far each is, and one of them closely.
 
-import { ask, h, t } from "./common.js";
+import { ask, h, redraw, t } from "./common.js";
 
 const EVERY = 2000; // milliseconds
 
@@ -11,21 +11,30 @@ export function watch(about) {
   let chosen = null;
   let timer = null;
   let plots = {}; // key → its figure
+  let asks = 0; // the last one is answered
+  let drawn = ""; // what is shown of the run: drawn again only when it changes
 
   async function show() {
     clearTimeout(timer);
+    const own = ++asks;
     try {
       const runs = await (await ask("/api/runs")).json();
+      if (own !== asks) return;
       if (!runs.some((run) => run.name === chosen)) chosen = runs[0]?.name ?? null;
-      drawTable(runs);
-      if (chosen !== null) draw(await (await ask(`/api/run?${new URLSearchParams({ name: chosen })}`)).json());
+      redraw(table, () => drawTable(runs));
+      if (chosen !== null) {
+        const { age, ...run } = await (await ask(`/api/run?${new URLSearchParams({ name: chosen })}`)).json();
+        if (own !== asks) return;
+        if (drawn !== (drawn = JSON.stringify(run))) redraw(closely, () => draw(run));
+      }
     } catch { /* it is shown, and asked again */ }
-    if (!element.hidden) timer = setTimeout(show, EVERY);
+    if (own === asks && !element.hidden) timer = setTimeout(show, EVERY);
   }
 
   function choose(name) {
     chosen = name;
     plots = {};
+    drawn = "";
     closely.replaceChildren();
     show();
   }
@@ -34,7 +43,7 @@ export function watch(about) {
     if (!runs.length) return table.replaceChildren(h("p", {}, t("no_runs", about)));
     const heads = [t("run"), t("state"), t("step"), t("written")].map((text) => h("th", {}, text));
     const rows = runs.map((run) => h("tr", { className: run.name === chosen ? "choice chosen" : "choice", onclick: () => choose(run.name) },
-      h("td", {}, h("button", { onclick: () => choose(run.name) }, run.shown)), h("td", { className: run.state }, t(`is_${run.error ? "broken" : run.state}`)),
+      h("td", {}, h("button", { id: `run-${run.name}` }, run.shown)), h("td", { className: run.state }, t(`is_${run.error ? "broken" : run.state}`)),
       h("td", {}, run.max_steps ? `${run.step} / ${run.max_steps}` : `${run.step ?? "–"}`), h("td", {}, ago(run.age))));
     table.replaceChildren(h("table", {}, h("tr", {}, heads), rows));
     return null;

@@ -47,6 +47,16 @@ JSON_VALUES = st.recursive(
 FIELDS = st.dictionaries(st.sampled_from(["prompt", "completion", "ranking"]) | JSON_TEXTS, JSON_VALUES, max_size=4)
 # An array is told from a prompt that begins with '[' by what follows in the line; here that is an object.
 ARRAYS = st.builds(lambda first, rest: [first, *rest], FIELDS, st.lists(FIELDS | JSON_VALUES, max_size=4)) | st.just([])
+
+
+def stands_alone(fields: dict) -> bool:
+    """Whether an object is read as a record in a file of its own, whatever its names: none of its values is a list of
+    objects, which would be the records."""
+    lists = [value for value in fields.values() if value and isinstance(value, list)]
+    return not any(all(isinstance(item, dict) for item in value) for value in lists)
+
+
+LINES = st.lists(FIELDS, min_size=1, max_size=5).filter(lambda records: len(records) > 1 or stands_alone(records[0]))
 BLANKS = st.lists(st.sampled_from([" ", "\t", "\n", "\r\n"]), max_size=4).map("".join)
 
 # --- Files --------------------------------------------------------------------------------------

@@ -18,11 +18,11 @@ from kochat_trl.errors import UserError
 from tests.data.files import (
     ARRAYS,
     BLANKS,
-    FIELDS,
     FIXED,
     HALVES,
     LAYOUTS,
     LF_LAYOUTS,
+    LINES,
     NFD,
     PIECES,
     PLAIN,
@@ -71,7 +71,7 @@ def test_an_array_is_read_as_it_was_written(path, records, layout, one_line):
 
 
 @FIXED
-@given(records=st.lists(FIELDS, min_size=1, max_size=5), layout=LAYOUTS)
+@given(records=LINES, layout=LAYOUTS)
 def test_json_lines_are_read_as_they_were_written(path, records, layout):
     layout.write(path, written(path, "lines", records))
     assert fields_read(path) == records
@@ -213,7 +213,7 @@ def test_lines_of_an_array(path, data, records, layout):
 
 
 @FIXED
-@given(data=st.data(), records=st.lists(FIELDS, min_size=1, max_size=5), layout=LF_LAYOUTS)
+@given(data=st.data(), records=LINES, layout=LF_LAYOUTS)
 def test_lines_of_json_lines(path, data, records, layout):
     """With blank lines, and with lines that are no JSON, between the records."""
     broken = st.sampled_from(['{"prompt":', "가", '{"a": 1} {"a": 2}', '{"a": NaN}', '{"a": 1, "a": 2}', "[" * 9999])

@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py --json memory.json
 
-Models of three shapes with random weights, in float32 and in int8, are loaded from files and trained by each stage's
-own trainer, as the recipes do. torch's profiler reports every allocation of the second step; what was alive before it
-is added up from the tensors themselves. The planner sees the same configs, and no weights.
+Models of three shapes with random weights, in float32, in int8, and in float32 divided among two processes, are loaded
+from files and trained by each stage's own trainer, as the recipes do. torch's profiler reports every allocation of the
+second step; what was alive before it is added up from the tensors themselves. The planner sees the same configs, and no
+weights.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 
 from kochat_trl.desk.workflow.memory import COMPLETIONS, plan_memory, tokenizer_of_four
 from kochat_trl.models.loading import add_lora, cast_trainable_to_float32, load_causal_lm, new_reward_model
+from kochat_trl.models.sharding import keep_from_ddp
 from kochat_trl.ppo.roles import load_roles
 from kochat_trl.ppo.trainer import PPOTrainer
 from kochat_trl.reward.trainer import RankingTrainer
@@ -23,6 +25,7 @@ from kochat_trl.settings.parse import parse_arguments
 
 import torch
 import yaml
+from accelerate import PartialState
 from common import KOGPT2, run_alone, write_json
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
@@ -34,12 +37,14 @@ SHAPES = {
     "kogpt2": KOGPT2,
 }
 PHASES = {"sft": ["SFT"], "reward": ["reward model"], "ppo": ["PPO, update", "PPO, sampling"]}
+DIVIDED = "float32, two processes"  # each holds its share of the base
 ROWS, LENGTH, PROMPT, RESPONSE = 4, 128, 48, 48
 
 
-def write_configs(folder: Path, int8: bool) -> None:
+def write_configs(folder: Path, precision: str) -> None:
     """A set as configs/kogpt2, smaller."""
-    common = {"use_cpu": True, "use_peft": True, "load_in_8bit": int8, "llm_int8_threshold": 0.0}
+    common = {"use_cpu": True, "use_peft": True, "load_in_8bit": precision == "int8", "llm_int8_threshold": 0.0}
+    common |= {"shard_base": precision == DIVIDED}
     common |= {"gradient_checkpointing": False, "report_to": "none", "save_strategy": "no", "logging_steps": 1}
     common |= {"train_files": ["none"], "per_device_train_batch_size": ROWS}
     trained = common | {"model_name_or_path": str(folder / "base"), "max_length": LENGTH, "lora_dropout": 0.05}
@@ -60,7 +65,10 @@ def build(stage: str, folder: Path) -> Any:
         data = Dataset.from_dict({"input_ids": [[5 + i] * PROMPT for i in range(2 * ROWS)]})
         for name, load in {"sft": load_causal_lm, "reward": new_reward_model}.items():
             before = parse_arguments(name, str(folder), [])  # type: ignore[arg-type]
-            add_lora(load(str(folder / "base"), before.model, tokenizer), before.model).save_pretrained(folder / name)
+            model = add_lora(load(str(folder / "base"), before.model, tokenizer), before.model)
+            if PartialState().is_main_process:
+                model.save_pretrained(folder / name)
+        PartialState().wait_for_everyone()
         roles = load_roles(str(folder / "sft"), str(folder / "reward"), args.model, tokenizer)
         return PPOTrainer(args.training, tokenizer, roles, None, None, data)
     if stage == "reward":
@@ -141,21 +149,24 @@ def main() -> None:
         stage, folder = arguments.run
         trainer = build(stage, Path(folder))
         second = SecondStep(stage, trainer)
+        keep_from_ddp(trainer.model)
         trainer.train()
         print(json.dumps([second.step.peak, second.sampling.peak]))
         return
     rows = []
     print("| | phase | planned, MiB | measured, MiB | ratio |\n| --- | --- | --- | --- | --- |")
     for shape, sizes in SHAPES.items():
-        for precision in ("float32", "int8"):
+        for precision in ("float32", "int8", DIVIDED):
+            processes = 2 if precision == DIVIDED else 1
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
                 torch.manual_seed(0)
                 GPT2LMHeadModel(GPT2Config(**{"pad_token_id": 3} | sizes)).save_pretrained(folder / "base")
-                write_configs(folder, precision == "int8")
-                planned = {footprint.phase: footprint.peak for footprint in plan_memory(folder)}
+                write_configs(folder, precision)
+                planned = {footprint.phase: footprint.peak for footprint in plan_memory(folder, processes=processes)}
                 for stage, phases in PHASES.items():
-                    for phase, measured in zip(phases, run_alone(__file__, "--run", stage, name), strict=False):
+                    found = run_alone(__file__, "--run", stage, name, processes=processes)
+                    for phase, measured in zip(phases, found, strict=False):
                         row = {"shape": shape, "precision": precision, "phase": phase}
                         rows.append(row | {"planned_bytes": planned[phase], "measured_bytes": measured})
                         figures = (

@@ -116,6 +116,7 @@ def make_report(args: argparse.Namespace) -> None:
     flag("config", "a folder with a config for each stage, or an experiment", "CONFIG"),
     METHODS,
     flag("--gpu-gb", "sizes of GPUs to fit (default: 6 8 12 16 24)", "N", type=float, nargs="+"),
+    flag("--processes", "GPUs that the base is divided among (shard_base)", "N", type=int, default=1),
 )
 def show_memory(args: argparse.Namespace) -> None:
     """Say how much memory SFT, reward model and PPO or --methods take, and what fits a GPU, before anything is loaded.
@@ -125,4 +126,4 @@ def show_memory(args: argparse.Namespace) -> None:
     """
     from kochat_trl.desk.workflow.memory import CARDS, print_memory
 
-    print_memory(args.config, args.gpu_gb or CARDS, console(), args.methods)
+    print_memory(args.config, args.gpu_gb or CARDS, console(), args.methods, args.processes)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from kochat_trl.errors import UserError
 from kochat_trl.models.heads import NO_HEAD, SCORE, has_score_head, in_float32, reward_class
 from kochat_trl.models.remote import remote_code_allowed, why_not
+from kochat_trl.models.sharding import shard_blocks
 from kochat_trl.models.template import generation_ids
 from kochat_trl.models.tokenizer import check_fits
 from kochat_trl.settings.keys import LORA_FIELDS, ModelArguments
@@ -322,6 +323,8 @@ def _load(
     else:
         # Nothing else of a saved one: a repetition penalty, say, would bend the rollouts of PPO.
         model.generation_config = GenerationConfig(**generation_ids(tokenizer))
+    if model_args.shard_base:
+        shard_blocks(model)
     return model, info["missing_keys"]
 
 
@@ -344,6 +347,7 @@ def _quantization(model_args: ModelArguments) -> BitsAndBytesConfig | None:
             bnb_4bit_quant_type=model_args.bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=model_args.use_bnb_nested_quant,
             bnb_4bit_compute_dtype=model_args.dtype,
+            bnb_4bit_quant_storage=model_args.dtype if model_args.shard_base else None,  # only floats can be divided
             llm_int8_skip_modules=HEADS,
         )
     return None

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from kochat_trl.errors import UserError
+from kochat_trl.models.sharding import in_step
 from kochat_trl.ppo.objective import final_scores
 from kochat_trl.ppo.rollout import Rollout
 from kochat_trl.ppo.step import forward_reward
@@ -29,7 +30,7 @@ def greedy_answers(trainer: Any, dataset: Dataset, count: int) -> tuple[Rollout,
     rollout = trainer.answer(prompts, [0] * count, temperature=0.0)
     scores = torch.zeros(count, dtype=trainer.dtype, device=accelerator.device)
     mine = range(accelerator.process_index, count, accelerator.num_processes)
-    with accelerator.autocast():
+    with accelerator.autocast(), in_step(model and model.backbone):
         for start in range(0, len(mine) if model else 0, size):
             batch = rollout.micro_batch(mine[start : start + size])
             scores[batch.rows] = forward_reward(model, batch).to(trainer.dtype)

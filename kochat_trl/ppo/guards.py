@@ -12,6 +12,7 @@ from kochat_trl.settings.ppo import PPOConfig
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 TOLERANCE = 1e-5  # of log-probabilities that must be equal before anything is learnt
 ROUNDED = 0.05  # the same where models compute in 16 bits
@@ -37,6 +38,16 @@ def check_value(roles: Roles, args: PPOConfig) -> None:
         raise UserError(
             f"the roles have {has}, and advantages is {args.advantages}: make them with `value_function` of the config "
             "(load_roles, one_backbone)"
+        )
+
+
+def check_shards(roles: Roles, args: Any) -> None:
+    """A divided base goes forward on all processes at once, so each must have as many micro-batches as the others."""
+    mini, micro = args.local_mini_batch_size, args.micro_batch_size
+    if mini % micro and any(isinstance(parameter, DTensor) for parameter in roles.parameters()):
+        raise UserError(
+            f"shard_base: the {mini} rows of a process in a mini-batch don't divide into forward passes of {micro}; "
+            "set per_device_train_batch_size to what divides them"
         )
 
 

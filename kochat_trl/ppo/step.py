@@ -14,8 +14,12 @@ from kochat_trl.ppo.rollout import MicroBatch, PolicyPass, Rollout, Trajectory
 from kochat_trl.settings.ppo import PPOConfig
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors
+
+BUCKET = 2**25  # bytes of gradients that go together: what torch's DistributedDataParallel takes
 
 
 class Whole(NamedTuple):
@@ -187,6 +191,17 @@ def add_gradients(
         ratio=(moved.exp() * mask).sum() / whole.tokens,
     )
     return stats, moved.abs().max()
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Sum the gradients of all processes, many small ones in one message; a weight that has none gets it."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for bucket in _take_tensors([parameter.grad for parameter in parameters], BUCKET):
+        flat = _flatten_dense_tensors(bucket)
+        torch.distributed.all_reduce(flat)
+        torch._foreach_copy_(bucket, _unflatten_dense_tensors(flat, bucket))
 
 
 def spread(flat: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,17 +11,17 @@ from typing import Any
 from kochat_trl.errors import UserError
 from kochat_trl.files import set_aside
 from kochat_trl.models.loading import positions_of
+from kochat_trl.models.sharding import in_step
 from kochat_trl.models.template import stop_ids
 from kochat_trl.ppo import checkpoint, evaluation, guards, log, objective
 from kochat_trl.ppo.rewards import RewardFunctions
 from kochat_trl.ppo.roles import Roles, adapter_parameters, roles_of, switch_dropout_off
 from kochat_trl.ppo.rollout import MiniBatch, Rollout, Trajectory, draw_prompts, sample_responses, seed_of
-from kochat_trl.ppo.step import StepStats, Whole, add_gradients, group_advantages, score_rollout
+from kochat_trl.ppo.step import StepStats, Whole, add_gradients, group_advantages, score_rollout, sum_gradients
 from kochat_trl.settings.checks import check_ppo
 from kochat_trl.settings.ppo import PPOConfig, divide_batches
 
 import torch
-import torch.distributed
 from accelerate import PartialState
 from accelerate.utils import broadcast, gather_object
 from datasets import Dataset
@@ -102,7 +102,10 @@ class PPOTrainer(Trainer):
             callbacks=callbacks,
         )
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise UserError("PPO runs on one GPU, or on several with a whole model on each; not with DeepSpeed or FSDP")
+            raise UserError(
+                "PPO has no use for DeepSpeed or accelerate's FSDP: for a base larger than a card, launch it with "
+                "configs/accelerate/ddp.yaml and set shard_base: true"
+            )
         self.roles = roles
         self.policy_model, self.ref_model, self.reward_model, self.value_model = roles.as_models()
         trained: Any = nn.ModuleDict({"policy": self.policy_model})  # TRL's names
@@ -117,6 +120,7 @@ class PPOTrainer(Trainer):
         self.trainable = [parameter for parameter in roles.parameters() if parameter.requires_grad]
         if not any(parameter.requires_grad for parameter in self._policy_parameters()):
             raise UserError("no weight of the policy can be trained: load its adapter with is_trainable=True")
+        guards.check_shards(roles, args)
         if self.accelerator.num_processes > 1:
             for parameter in self.trainable:  # processes may have drawn new weights of their own
                 parameter.data = broadcast(parameter.data)
@@ -284,7 +288,7 @@ class PPOTrainer(Trainer):
         args, accelerator = self.args, self.accelerator
         length, rows = args.response_length, args.local_rollout_forward_batch_size
         mine = range(accelerator.process_index, len(prompts), accelerator.num_processes)
-        with accelerator.autocast():
+        with accelerator.autocast(), in_step(self.roles.policy.backbone):
             policy, texts, own = self.roles.policy, [prompts[row] for row in mine], [seeds[row] for row in mine]
             responses = sample_responses(policy, texts, own, length, temperature, self.stop_ids, rows)
         everyone = dict(gather_object(list(zip(mine, responses, strict=True))))
@@ -343,10 +347,7 @@ class PPOTrainer(Trainer):
             apart = accelerator.gather(torch.stack(furthest).max()[None]).max().item()
             guards.check_equal_at_start(what, apart, self.exact)
         if accelerator.num_processes > 1:
-            for parameter in self.trainable:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                torch.distributed.all_reduce(parameter.grad)
+            sum_gradients(self.trainable)
         norm = accelerator.clip_grad_norm_(self.trainable, args.max_grad_norm or math.inf)
         if accelerator.scaler is None:  # fp16 skips a step that isn't finite, and scales its loss down
             guards.check_gradient(update, norm)

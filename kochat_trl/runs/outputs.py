@@ -22,6 +22,7 @@ from typing import Any
 from kochat_trl.errors import UserError
 from kochat_trl.files import PROGRESS, check_output_dir, full_disk_told, replace_file, set_aside
 from kochat_trl.models.remote import allow_remote_code
+from kochat_trl.models.sharding import keep_from_ddp
 from kochat_trl.rows.rows import DataReport
 from kochat_trl.runs.cards import model_card
 from kochat_trl.settings.keys import Stage
@@ -76,12 +77,22 @@ def _refuse_other_settings(checkpoint: Path, args: Arguments) -> None:
     if not made_with.is_file():
         logger.warning("%s has no %s: that its settings are those in force now can't be told", checkpoint, SETTINGS)
         return
-    then = yaml.safe_load(made_with.read_text(encoding="utf-8"))
-    if key := changed_setting(then, args.resolved, args.given):
+    processes = len([*checkpoint.glob("rng_state_*.pth")]) or 1
+    then = _of_processes(yaml.safe_load(made_with.read_text(encoding="utf-8")), processes)
+    now = _of_processes(args.resolved, PartialState().num_processes)
+    if key := changed_setting(then, now, args.given):
         raise UserError(
-            f"{checkpoint}: was made with {key}: {then[key]}, and {args.resolved[key]} is in force now. Go on with "
+            f"{checkpoint}: was made with {key}: {then[key]}, and {now[key]} is in force now. Go on with "
             "what it was made with, or start anew in another output_dir"
         )
+
+
+def _of_processes(settings: dict[str, Any], processes: int) -> dict[str, Any]:
+    """Settings with the rows of a step in place of the two keys that make them, of so many processes."""
+    accumulated, rows = "gradient_accumulation_steps", "per_device_train_batch_size"
+    product = settings[rows] * settings[accumulated] * processes
+    others = {key: value for key, value in settings.items() if key not in (accumulated, rows)}
+    return others | {f"{rows} · {accumulated} · processes": product}
 
 
 class KeepSettings(TrainerCallback):
@@ -129,6 +140,7 @@ def train(trainer: Any, args: Arguments) -> dict[str, Any]:
     """Train, from a checkpoint if one is given, and evaluate where there is held-out data; returns the metrics."""
     trainer.add_callback(KeepSettings(args.resolved))
     trainer.add_callback(ShowProgress(args.stage))
+    keep_from_ddp(trainer.model)
     checkpoint = args.training.resume_from_checkpoint
     started = time.perf_counter()
     with full_disk_told(args.training.output_dir):

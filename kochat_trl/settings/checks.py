@@ -35,6 +35,8 @@ def check_values(stage: Stage, values: Any) -> None:
     for key, off in (("eval_strategy", "no"), ("eval_on_start", False)):
         if getattr(values, key) != off and not values.eval_files:
             raise UserError(f"{key}: found {getattr(values, key)}, and there are no eval_files to evaluate on")
+    if values.shard_base:
+        _check_sharding(values)
     if stage == "ppo":
         check_ppo(values)
     if stage == "dpo":
@@ -43,6 +45,17 @@ def check_values(stage: Stage, values: Any) -> None:
         check_kto(values)
     if stage == "reward":
         check_ranking_loss(values, values.center_rewards_coefficient)
+
+
+def _check_sharding(values: Any) -> None:
+    """Raise `UserError` for a base that can't be divided among processes."""
+    if not values.use_peft:
+        raise UserError("shard_base: divides what is frozen, and without LoRA nothing is; set use_peft: true")
+    if values.load_in_8bit:
+        raise UserError(
+            "shard_base: bitsandbytes' int8 weights can't be divided; set load_in_8bit: false, for the base in the "
+            "precision of the run, or load_in_4bit: true"
+        )
 
 
 def check_ppo(args: Any) -> None:

@@ -56,7 +56,7 @@ class DataArguments(ReadingOptions):
 
 @dataclass
 class ModelArguments(ModelConfig):
-    """TRL's ModelConfig, and one key of bitsandbytes that it lacks."""
+    """TRL's ModelConfig, one key of bitsandbytes that it lacks, and one for several processes."""
 
     llm_int8_threshold: float = field(
         default=6.0,
@@ -64,6 +64,9 @@ class ModelArguments(ModelConfig):
             "help": "int8: activation columns with an outlier above this are computed in float. They are picked over "
             "the whole batch, so a row depends on its neighbours; 0 turns it off."
         },
+    )
+    shard_base: bool = field(
+        default=False, metadata={"help": "Divide the frozen base among the processes: for one larger than a card."}
     )
 
 

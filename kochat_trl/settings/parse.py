@@ -31,7 +31,7 @@ from trl import RewardConfig, SFTConfig, TrlParser
 # Chosen by the hardware where the config doesn't set them; and what changes nothing that is computed.
 CHOSEN = {"bf16", "dtype", "fp16", "use_cpu"}
 NO_MATTER = {"disable_tqdm", "logging_steps", "logging_strategy", "output_dir", "overwrite_output_dir", "report_to"}
-NO_MATTER |= {"resume_from_checkpoint", "run_name", "save_steps", "save_strategy", "save_total_limit"}
+NO_MATTER |= {"resume_from_checkpoint", "run_name", "save_steps", "save_strategy", "save_total_limit", "shard_base"}
 
 
 @dataclass

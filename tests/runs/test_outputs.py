@@ -41,7 +41,13 @@ def test_going_on_takes_the_settings_it_was_made_with(sft, capsys):
         sft("--resume_from_checkpoint", checkpoint, "--learning_rate", "0.5")
     said = capsys.readouterr().err
     assert f"{checkpoint}: was made with learning_rate: {made_with['learning_rate']}, and 0.5 is in force now" in said
+    with pytest.raises(SystemExit):
+        sft("--resume_from_checkpoint", checkpoint, "--gradient_accumulation_steps", 2)
+    rows = "per_device_train_batch_size · gradient_accumulation_steps · processes"
+    assert f"was made with {rows}: 2, and 4 is in force now" in " ".join(capsys.readouterr().err.split())
     sft("--resume_from_checkpoint", checkpoint, "--save_total_limit", "3")  # changes nothing that is computed
+    as_many = ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2]
+    sft("--resume_from_checkpoint", checkpoint, *as_many)
 
 
 def test_the_file_that_says_done_is_written_last(sft, monkeypatch, tmp_path):

@@ -110,6 +110,15 @@ def test_keys_that_trls_engine_would_ignore_are_refused(write, key):
         resolve_arguments("ppo", write("ppo.yaml", text), ["--engine", "trl"])
 
 
+@pytest.mark.parametrize(("key", "value", "said"), [("use_peft", "false", "LoRA"), ("load_in_8bit", "true", "int8")])
+def test_a_base_that_cant_be_divided_is_refused(write, key, value, said):
+    path = write("ppo.yaml", PPO)
+    divided = ["--shard_base", "true", "--use_peft", "true", "--load_in_8bit", "false"]
+    resolve_arguments("ppo", path, divided)
+    with pytest.raises(UserError, match=f"shard_base: .*{said}.* set {key}: "):
+        resolve_arguments("ppo", path, [*divided, f"--{key}", value])
+
+
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
 @pytest.mark.parametrize(
     ("key", "value"),

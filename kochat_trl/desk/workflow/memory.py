@@ -11,16 +11,17 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kochat_trl.desk.workflow.tracing import LiveBytes, NoValues, bytes_of, storage_of, tensors_of
+from kochat_trl.desk.workflow.tracing import LiveBytes, NoValues, bytes_of, materialize, storage_of, tensors_of
 from kochat_trl.errors import UserError
 from kochat_trl.models.heads import linear_head
 from kochat_trl.models.loading import add_lora, cast_trainable_to_float32, empty_model, load_config, lora_config
 from kochat_trl.models.remote import allow_remote_code
+from kochat_trl.models.sharding import blocks_of
 from kochat_trl.ppo.roles import Roles, adapter_parameters, adapters_of, separate_models
 from kochat_trl.ppo.rollout import Rollout, Trajectory, draw, next_logits, without_checkpointing
 from kochat_trl.ppo.trainer import PPOTrainer
@@ -29,9 +30,7 @@ from kochat_trl.reward.trainer import RankingTrainer
 from kochat_trl.settings.keys import ON_SFT, Stage
 from kochat_trl.settings.parse import Arguments, folder_of, parse_arguments, read_config
 
-import bitsandbytes.functional as bnb
 import torch
-from bitsandbytes.nn import Int8Params, Params4bit
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from peft import get_peft_model
 from rich.console import Console
@@ -48,6 +47,7 @@ CARDS = (6, 8, 12, 16, 24)  # GB of consumer GPUs
 GB = 2**30
 # What a GPU takes beside the tensors: the CUDA context, workspaces of cuBLAS, fragments. Assumed, not measured.
 GPU_EXTRA = GB
+GATHERED = 2  # blocks of a divided base that are there at once: one computes while the next comes
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,14 @@ def plan_memory(
     shape: PretrainedConfig | None = None,
     rows: int | None = None,
     methods: Sequence[Stage] = ("ppo",),
+    processes: int = 1,
 ) -> list[Footprint]:
     """The footprint of each phase of a run: SFT, reward model, PPO's update and its sampling, or of other `methods`.
 
     `config` is what `kochat run` takes, `overrides` are flags of the recipes. `shape` stands for the base model's own
     config, and `rows` for the rows of a forward pass. All texts are as long as the config allows. A config that
-    doesn't set the precision is taken for a GPU's, bfloat16, unless it sets `use_cpu`.
+    doesn't set the precision is taken for a GPU's, bfloat16, unless it sets `use_cpu`. With more `processes` than one
+    it is the footprint of each, on a base that is divided among them (`shard_base`).
 
     Raises `UserError` for what the recipes would refuse.
     """
@@ -89,6 +91,7 @@ def plan_memory(
             on_cpu[stage] = bool(given.get("use_cpu"))
             as_it_is = on_cpu[stage] or given.get("bf16") is False
             half = [] if as_it_is else ["--bf16", "true", "--fp16", "false"]  # which are of one size
+            half += ["--shard_base", "true"] if processes > 1 else []
             flags = [*half, *overrides, "--use_cpu", "true", "--output_dir", folder, "--report_to", "none"]
             stages[stage] = parse_arguments(stage, str(config), flags)
         _refuse(stages)
@@ -100,7 +103,7 @@ def plan_memory(
             for name in ("attn_pdrop", "attention_dropout"):
                 if hasattr(own, name) and not on_cpu[stage]:
                     setattr(own, name, 0.0)  # a GPU's fused attention keeps no mask for it; the CPU's keeps T² numbers
-            found += trace(stage, stages, own, rows)
+            found += trace(stage, stages, own, rows, processes)
     return found
 
 
@@ -120,7 +123,9 @@ def _refuse(stages: dict[Stage, Arguments]) -> None:
             raise UserError(f"use_peft: planned is {stage} with LoRA, which holds the base once")
 
 
-def trace(stage: Stage, stages: dict[Stage, Arguments], shape: PretrainedConfig, rows: int | None) -> list[Footprint]:
+def trace(
+    stage: Stage, stages: dict[Stage, Arguments], shape: PretrainedConfig, rows: int | None, processes: int
+) -> list[Footprint]:
     """The footprints of one stage's phases; optimizer states are there, as from the second step on."""
     args = stages[stage]
     if rows is not None:
@@ -131,10 +136,11 @@ def trace(stage: Stage, stages: dict[Stage, Arguments], shape: PretrainedConfig,
     with torch.device("meta"):
         model = _ppo_roles(stages, shape) if stage == "ppo" else _trained_model(stage, stages, shape)
     with FakeTensorMode(allow_non_fake_inputs=True), NoValues():
-        _materialize(model)
+        materialize(model)
         trainer, phases = _PREPARE[stage](model, args)
         vocab_size = shape.get_text_config().vocab_size
-        return [_measure(name, count, step, trainer, vocab_size) for name, count, step in phases]
+        whole = [_measure(name, count, step, trainer, vocab_size) for name, count, step in phases]
+        return whole if processes == 1 else [_divide(footprint, model, processes) for footprint in whole]
 
 
 def _measure(phase: str, rows: int, step: Callable[[], None], trainer: Any, vocab_size: int) -> Footprint:
@@ -164,6 +170,17 @@ def _measure(phase: str, rows: int, step: Callable[[], None], trainer: Any, voca
     parts["logits"] = live.logits_at_peak
     parts["KV cache and activations" if phase == SAMPLING else "activations"] = live.peak - parts.total()
     return Footprint(phase, rows, {name: size for name, size in parts.items() if size})
+
+
+def _divide(footprint: Footprint, model: nn.Module, processes: int) -> Footprint:
+    """A footprint where the frozen weights of the blocks are divided: a share, and the blocks that are gathered."""
+    frozen = [[weight for weight in block.parameters() if not weight.requires_grad] for block in blocks_of(model)]
+    sizes = [bytes_of(weights) for weights in frozen]
+    largest = max(frozen[0], key=lambda weight: weight.untyped_storage().nbytes())
+    name = f"frozen weights, {str(largest.dtype).removeprefix('torch.')}"
+    parts = dict(footprint.parts)
+    parts[name] -= sum(sizes) - sum(sizes) // processes
+    return replace(footprint, parts=parts | {"gathered blocks": GATHERED * max(sizes)})
 
 
 # --- The stages, without values ------------------------------------------------------------------
@@ -199,34 +216,6 @@ def _ppo_roles(stages: dict[Stage, Arguments], shape: PretrainedConfig) -> Roles
             parameter.data = parameter.data.float()
     heads = [linear_head(torch.zeros(1, shape.get_text_config().hidden_size)) for _ in range(2)]
     return adapters_of(model, heads[0], heads[1] if has_value else None)
-
-
-def _materialize(model: nn.Module) -> None:
-    """Put fake tensors, quantized as bitsandbytes does it, in the place of a model's weights on the meta device."""
-    fake = cache(_fake)  # a tied weight stays one
-    for module in model.modules():
-        weights: Any
-        for weights in (module._parameters, module._buffers):
-            weights |= {name: fake(weight) for name, weight in weights.items() if weight is not None}
-    model.to = lambda *device: model  # type: ignore[method-assign]  # Trainers move it to where it is; fakes can't be
-
-
-def _fake(weight: Any) -> Any:
-    fake: Any = torch.empty(weight.shape, dtype=weight.dtype)
-    if not isinstance(weight, nn.Parameter):
-        return fake
-    if isinstance(weight, Int8Params):
-        values, scales, _ = bnb.int8_vectorwise_quant(fake.half())
-        fake = nn.Parameter(values, requires_grad=False)
-        fake.CB, fake.SCB, fake.has_fp16_weights = fake.data, scales, False
-        return fake
-    if isinstance(weight, Params4bit):
-        settings = {"blocksize": weight.blocksize, "quant_type": weight.quant_type}
-        values, state = bnb.quantize_4bit(fake, compress_statistics=weight.compress_statistics, **settings)
-        fake = nn.Parameter(values, requires_grad=False)
-        fake.quant_state, fake.bnb_quantized = state, True
-        return fake
-    return nn.Parameter(fake, requires_grad=weight.requires_grad)
 
 
 def tokenizer_of_four() -> PreTrainedTokenizerFast:
@@ -358,10 +347,13 @@ def most_rows(one: Footprint, some: Footprint, many: Footprint, card_gb: float) 
     return max(1, int((room - some.peak) // max(a_row, 1)) + some.rows)
 
 
-def print_memory(config: str | Path, cards: Sequence[float], console: Console, methods: Sequence[Any]) -> None:
+def print_memory(
+    config: str | Path, cards: Sequence[float], console: Console, methods: Sequence[Any], processes: int
+) -> None:
     """What each phase of a config takes, part by part, and the rows that fit each card (`most_rows`)."""
-    one, planned = plan_memory(config, rows=1, methods=methods), plan_memory(config, methods=methods)
-    many = plan_memory(config, rows=2 * max(footprint.rows for footprint in planned), methods=methods)
+    plan = partial(plan_memory, config, methods=methods, processes=processes)
+    one, planned = plan(rows=1), plan()
+    many = plan(rows=2 * max(footprint.rows for footprint in planned))
     table = Table(title="GB at the fullest moment", title_justify="left")
     table.add_column(overflow="fold")
     for footprint in planned:

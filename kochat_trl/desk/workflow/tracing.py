@@ -2,10 +2,12 @@
 
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
+import bitsandbytes.functional as bnb
 import torch
+from bitsandbytes.nn import Int8Params, Params4bit
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -102,3 +104,31 @@ def tensors_of(model: nn.Module) -> Iterator[Tensor]:
         while state is not None:  # double quantization has a state of the scales
             yield from (t for t in (state.absmax, state.code, state.offset) if isinstance(t, Tensor))
             state = state.state2
+
+
+def materialize(model: nn.Module) -> None:
+    """Put fake tensors, quantized as bitsandbytes does it, in the place of a model's weights on the meta device."""
+    fake = cache(_fake)  # a tied weight stays one
+    for module in model.modules():
+        weights: Any
+        for weights in (module._parameters, module._buffers):
+            weights |= {name: fake(weight) for name, weight in weights.items() if weight is not None}
+    model.to = lambda *device: model  # type: ignore[method-assign]  # Trainers move it to where it is; fakes can't be
+
+
+def _fake(weight: Any) -> Any:
+    fake: Any = torch.empty(weight.shape, dtype=weight.dtype)
+    if not isinstance(weight, nn.Parameter):
+        return fake
+    if isinstance(weight, Int8Params):
+        values, scales, _ = bnb.int8_vectorwise_quant(fake.half())
+        fake = nn.Parameter(values, requires_grad=False)
+        fake.CB, fake.SCB, fake.has_fp16_weights = fake.data, scales, False
+        return fake
+    if isinstance(weight, Params4bit):
+        settings = {"blocksize": weight.blocksize, "quant_type": weight.quant_type}
+        values, state = bnb.quantize_4bit(fake, compress_statistics=weight.compress_statistics, **settings)
+        fake = nn.Parameter(values, requires_grad=False)
+        fake.quant_state, fake.bnb_quantized = state, True
+        return fake
+    return nn.Parameter(fake, requires_grad=weight.requires_grad)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kochat_trl.checkpoints import check_checkpoint, seal
 from kochat_trl.errors import UserError
 from kochat_trl.files import PROGRESS, check_output_dir, full_disk_told, replace_file, set_aside
 from kochat_trl.models.remote import allow_remote_code
@@ -58,6 +59,7 @@ def start_run(stage: Stage) -> Arguments:
     if checkpoint is not None and not Path(checkpoint).is_dir():
         raise UserError(f"there is no checkpoint {checkpoint}; give a folder such as {output_dir}/checkpoint-100")
     if checkpoint is not None:
+        check_checkpoint(Path(checkpoint))
         _refuse_other_settings(Path(checkpoint), args)
     elif not args.recipe.overwrite_output_dir:
         check_output_dir(output_dir)
@@ -84,15 +86,18 @@ def _refuse_other_settings(checkpoint: Path, args: Arguments) -> None:
         )
 
 
-class KeepSettings(TrainerCallback):
-    """Puts the settings in force into every checkpoint."""
+class SealCheckpoints(TrainerCallback):
+    """Puts the settings in force into every checkpoint, and then the list of its digests: it is whole."""
 
     def __init__(self, resolved: dict[str, Any]):
         self.text = yaml.safe_dump(resolved, allow_unicode=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        PartialState().wait_for_everyone()  # each process writes its random state
         if state.is_world_process_zero:
-            replace_file(Path(args.output_dir) / f"checkpoint-{state.global_step}" / SETTINGS, self.text)
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            replace_file(folder / SETTINGS, self.text)
+            seal(folder)
 
 
 class ShowProgress(TrainerCallback):
@@ -127,7 +132,7 @@ def _finite(value: Any) -> Any:
 
 def train(trainer: Any, args: Arguments) -> dict[str, Any]:
     """Train, from a checkpoint if one is given, and evaluate where there is held-out data; returns the metrics."""
-    trainer.add_callback(KeepSettings(args.resolved))
+    trainer.add_callback(SealCheckpoints(args.resolved))
     trainer.add_callback(ShowProgress(args.stage))
     checkpoint = args.training.resume_from_checkpoint
     started = time.perf_counter()

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from kochat_trl.files import PROGRESS, last_checkpoint
+from kochat_trl.checkpoints import last_checkpoint
+from kochat_trl.files import PROGRESS
 from kochat_trl.runs import outputs
 from tests.tiny import ROOT
 
@@ -173,7 +174,7 @@ def test_a_disk_that_fills_up_while_training(sft, tmp_path, capsys, monkeypatch)
     with pytest.raises(SystemExit):
         sft()
     out = tmp_path / "out"
-    assert last_checkpoint(out) == out / "checkpoint-1"
+    assert last_checkpoint(out)[0] == out / "checkpoint-1"
     assert f"error: {out}: the disk is full" in (said := capsys.readouterr().err)
     assert f"--resume_from_checkpoint {out}/checkpoint-1 then goes on" in said
     monkeypatch.undo()

@@ -17,6 +17,7 @@ from typing import Any
 from kochat_trl.errors import UserError
 
 DIGESTS = "digests.json"
+SETTINGS = "resolved.yaml"  # with which a stage's checkpoint was made
 VERSION = 1
 # What a checkpoint without digests must have, each by one of its patterns. Trainers write the first last.
 NEEDED = (("trainer_state.json",), ("*optim*",), ("*.safetensors", "*model*.bin", "*model*.pt", "*.distcp"))
@@ -66,17 +67,19 @@ def check_checkpoint(folder: Path) -> None:
 def last_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
     """The last whole checkpoint, and what is wrong with each after it.
 
-    Beside those with digests one without was cut short: it is only taken if there is no other.
+    One without digests was cut short if there are others with, or if it has no settings: a stage writes them after all
+    else, but for the digests.
     """
     found = [path for path in output_dir.glob("checkpoint-*") if path.name[11:].isdigit()]
     found.sort(key=lambda path: int(path.name[11:]), reverse=True)
+    cut = f"has no {DIGESTS}, which is written last"
     faults: dict[Path, str] = {}
     for path in sorted(found, key=lambda path: not (path / DIGESTS).is_file()):  # stable: still the last first
-        if fault := fault_of(path):
+        listed = any((path / name).is_file() for name in (DIGESTS, SETTINGS))
+        if fault := fault_of(path) if listed else cut:
             faults[path] = fault
             continue
         after = found[: found.index(path)]
-        cut = f"has no {DIGESTS}, which is written last"
         return path, [f"{each.name}: {faults.get(each, cut)}" for each in after]
     return None, [f"{each.name}: {faults[each]}" for each in found]
 

@@ -175,6 +175,15 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(folder):
         (output / "checkpoint-12" / name).write_text(text)
     (output / "checkpoint-11").mkdir()
     (output / "checkpoint-13.unfinished").mkdir()
-    after = [f"checkpoint-{step}: has no {DIGESTS}, which is written last" for step in (12, 11)]
+    cut = f"has no {DIGESTS}, which is written last"
+    after = [f"checkpoint-12: {cut}", f"checkpoint-11: {cut}"]
     assert last_checkpoint(output) == (output / "checkpoint-10", after)
     assert last_checkpoint(output / "not there") == (None, [])
+    for step in (7, 10):
+        (output / f"checkpoint-{step}" / DIGESTS).unlink()
+    assert last_checkpoint(output)[0] is None
+    (output / "checkpoint-12/model.safetensors").write_bytes(bytes([2] + [0] * 7) + b"{}")
+    (output / "checkpoint-12/optimizer.pt").unlink()
+    (output / "checkpoint-12/optimizer.bin").touch()
+    (output / "checkpoint-12/resolved.yaml").touch()  # an older version's
+    assert last_checkpoint(output) == (output / "checkpoint-12", [])

@@ -183,6 +183,18 @@ def test_a_disk_that_fills_up_while_training(sft, tmp_path, capsys, monkeypatch)
     assert (out / "metrics.json").is_file()
 
 
+def test_older_checkpoints_are_dropped_when_the_new_one_is_whole(sft, monkeypatch, tmp_path):
+    def seal(folder):
+        assert folder.name == "checkpoint-1" or (folder.parent / "checkpoint-1").is_dir()
+        inner(folder)
+
+    inner = outputs.seal
+    monkeypatch.setattr(outputs, "seal", seal)
+    out = sft("--save_total_limit", "1")
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert "save_total_limit: 1\n" in (out / "resolved.yaml").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
 def test_the_default_config_is_found_from_any_folder(stage, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

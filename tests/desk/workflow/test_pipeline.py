@@ -137,13 +137,9 @@ def test_a_stage_that_broke_off_goes_on_from_its_last_whole_checkpoint(configs):
     assert step.why == "goes on from checkpoint-20; checkpoint-100: has no digests.json, which is written last"
     assert step.command[-2:] == ["--resume_from_checkpoint", "out/ppo/checkpoint-20"]
     (Path("out/ppo/checkpoint-20") / "optimizer.pt").write_text("Moments")
-    assert (
-        make_plan(configs)
-        .steps[2]
-        .why.startswith(
-            "goes on from checkpoint-5; checkpoint-20: optimizer.pt isn't as it was written; checkpoint-100"
-        )
-    )
+    why = make_plan(configs).steps[2].why
+    assert why.startswith("goes on from checkpoint-5; checkpoint-100: ")
+    assert why.endswith("; checkpoint-20: optimizer.pt isn't as it was written")
 
 
 def test_a_stage_that_broke_off_without_a_checkpoint_starts_anew(configs):

@@ -181,9 +181,9 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(folder):
     assert last_checkpoint(output / "not there") == (None, [])
     for step in (7, 10):
         (output / f"checkpoint-{step}" / DIGESTS).unlink()
-    assert last_checkpoint(output)[0] is None
     (output / "checkpoint-12/model.safetensors").write_bytes(bytes([2] + [0] * 7) + b"{}")
     (output / "checkpoint-12/optimizer.pt").unlink()
     (output / "checkpoint-12/optimizer.bin").touch()
+    assert fault_of(output / "checkpoint-12") is None is last_checkpoint(output)[0]
     (output / "checkpoint-12/resolved.yaml").touch()  # an older version's
     assert last_checkpoint(output) == (output / "checkpoint-12", [])

@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TextIO
 
+from kochat_trl.checkpoints import last_checkpoint
 from kochat_trl.errors import UserError
 
 PROGRESS = "progress.json"  # how far a run is; gone when it has finished
@@ -82,13 +83,6 @@ def replace_file(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def last_checkpoint(output_dir: Path) -> Path | None:
-    """The last whole checkpoint: the trainers write the file of their state last."""
-    found = output_dir.glob("checkpoint-*/trainer_state.json")
-    whole = [path.parent for path in found if path.parent.name[11:].isdigit()]
-    return max(whole, key=lambda path: int(path.name[11:]), default=None)
-
-
 # How a full disk is told where it isn't by an OSError: safetensors, and torch's two ways.
 _FULL = ("No space left", "os error 28", "unexpected pos", "failed writing file")
 
@@ -112,7 +106,7 @@ def full_disk_told(folder: str | Path) -> Iterator[None]:
     except Exception as error:
         if not any(map(_says_full, _causes(error))):
             raise
-        checkpoint = last_checkpoint(Path(folder))
+        checkpoint, _ = last_checkpoint(Path(folder))
         rest = f"; --resume_from_checkpoint {checkpoint} then goes on" if checkpoint else ""
         there = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
         free = shutil.disk_usage(there).free / 2**20

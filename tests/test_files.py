@@ -4,16 +4,9 @@ import errno
 import os
 from pathlib import Path
 
+from kochat_trl.checkpoints import last_checkpoint, seal
 from kochat_trl.errors import UserError
-from kochat_trl.files import (
-    PROGRESS,
-    check_output_dir,
-    full_disk_told,
-    is_unused,
-    last_checkpoint,
-    new_file,
-    replace_file,
-)
+from kochat_trl.files import PROGRESS, check_output_dir, full_disk_told, is_unused, new_file, replace_file
 
 import pytest
 import torch
@@ -52,8 +45,8 @@ def test_a_full_disk_is_told_with_the_folder(tmp_path, write):
     for step, whole in ((2, True), (9, False), (10, True)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if whole:
-            (tmp_path / f"checkpoint-{step}/trainer_state.json").touch()
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+            seal(tmp_path / f"checkpoint-{step}")
+    assert last_checkpoint(tmp_path)[0] == tmp_path / "checkpoint-10"
     with (
         pytest.raises(UserError, match=r"--resume_from_checkpoint \S*/checkpoint-10 then goes on"),
         full_disk_told(tmp_path),

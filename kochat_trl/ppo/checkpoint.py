@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from kochat_trl.checkpoints import check_checkpoint, last_checkpoint, seal
 from kochat_trl.errors import UserError
 from kochat_trl.files import set_aside
 from kochat_trl.ppo.objective import RunningMoments
@@ -22,7 +23,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import get_last_checkpoint
 
 FILES = ("weights.safetensors", "optimizer.pt", "ppo.json", "trainer_state.json")
 logger = logging.getLogger(__name__)
@@ -30,10 +30,16 @@ logger = logging.getLogger(__name__)
 
 def find_checkpoint(output_dir: str, given: str | bool) -> Path:
     """The folder `given`, or with True the last checkpoint in `output_dir`; `UserError` if it is none, or not whole."""
-    folder = get_last_checkpoint(output_dir) if given is True and Path(output_dir).is_dir() else str(given)
-    if folder is None or not all((Path(folder) / name).is_file() for name in FILES):
-        raise UserError(f"{output_dir if folder in (None, 'True') else folder}: no checkpoint of PPO there")
-    return Path(folder)
+    folder, faults = last_checkpoint(Path(output_dir)) if given is True else (Path(str(given)), [])
+    for fault in faults:
+        logger.warning("%s/%s", output_dir, fault)
+    if folder is None:
+        raise UserError(f"{output_dir}: no checkpoint of PPO there that is whole")
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
+        raise UserError(f"{folder}: no checkpoint of PPO there, as it has no {missing[0]}")
+    if given is not True:
+        check_checkpoint(folder)
+    return folder
 
 
 def save_checkpoint(trainer: Any) -> Path:
@@ -64,6 +70,7 @@ def save_checkpoint(trainer: Any) -> Path:
     trainer._save_rng_state(str(unfinished))  # the global generators: nothing here draws from them, a callback may
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        seal(unfinished)
         set_aside(folder)
         unfinished.rename(folder)
         drop_old_checkpoints(folder, trainer.args.save_total_limit, state.best_model_checkpoint)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kochat_trl.files import replace_file
 from kochat_trl.models.template import answer_text
 from kochat_trl.ppo.objective import final_scores
 from kochat_trl.ppo.rollout import Rollout, Trajectory
@@ -84,7 +85,7 @@ def forget_samples_after(file: Path, update: int) -> None:
     if file.is_file():
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
-        file.write_text("".join(kept), encoding="utf-8")
+        replace_file(file, "".join(kept))
 
 
 def print_answers(tokenizer: Any, rollout: Rollout, scores: Sequence[float]) -> None:

@@ -19,10 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kochat_trl.checkpoints import SETTINGS, check_checkpoint, seal
 from kochat_trl.errors import UserError
 from kochat_trl.files import PROGRESS, check_output_dir, full_disk_told, replace_file, set_aside
 from kochat_trl.models.remote import allow_remote_code
 from kochat_trl.models.sharding import keep_from_ddp
+from kochat_trl.ppo.checkpoint import drop_old_checkpoints
 from kochat_trl.rows.rows import DataReport
 from kochat_trl.runs.cards import model_card
 from kochat_trl.settings.keys import Stage
@@ -36,7 +38,10 @@ from rich.logging import RichHandler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
 
 PROJECT = Path(__file__).parents[2]
-SETTINGS = "resolved.yaml"
+COUNTS = "counts.json"
+# What the trainers of transformers and TRL count over a run.
+COUNTED = ["_initial_global_step", "_globalstep_last_logged", "_tr_loss", "_total_loss_scalar", "_total_train_tokens"]
+COUNTED += ["_metrics"]
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 logger = logging.getLogger(__name__)
 
@@ -59,6 +64,7 @@ def start_run(stage: Stage) -> Arguments:
     if checkpoint is not None and not Path(checkpoint).is_dir():
         raise UserError(f"there is no checkpoint {checkpoint}; give a folder such as {output_dir}/checkpoint-100")
     if checkpoint is not None:
+        check_checkpoint(Path(checkpoint))
         _refuse_other_settings(Path(checkpoint), args)
     elif not args.recipe.overwrite_output_dir:
         check_output_dir(output_dir)
@@ -95,15 +101,40 @@ def _of_processes(settings: dict[str, Any], processes: int) -> dict[str, Any]:
     return others | {f"{rows} · {accumulated} · processes": product}
 
 
-class KeepSettings(TrainerCallback):
-    """Puts the settings in force into every checkpoint."""
+class SealCheckpoints(TrainerCallback):
+    """Puts the settings in force into every checkpoint, what its trainer counts, and the digests of all: it is whole.
 
-    def __init__(self, resolved: dict[str, Any]):
-        self.text = yaml.safe_dump(resolved, allow_unicode=True)
+    The counts are put back where a run goes on from it. transformers and TRL start at 0 there, and the losses and
+    tokens of the run would be those of a part of it. Only then are older checkpoints dropped (save_total_limit).
+    """
+
+    def __init__(self, trainer: Any, args: Arguments):
+        self.trainer, self.resumed = trainer, args.training.resume_from_checkpoint
+        self.text = yaml.safe_dump(args.resolved, allow_unicode=True)
+        self.keep, trainer.args.save_total_limit = trainer.args.save_total_limit, None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        file = Path(self.resumed or "") / COUNTS
+        for name, value in json.loads(file.read_text(encoding="utf-8")).items() if file.is_file() else ():
+            now = getattr(self.trainer, name)
+            if isinstance(now, torch.Tensor):
+                now.fill_(value)
+            elif isinstance(now, dict):  # {train or eval: {metric: its values since it was last logged}}
+                for mode, metrics in value.items():
+                    now[mode].update(metrics)
+            else:
+                setattr(self.trainer, name, value)
 
     def on_save(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        PartialState().wait_for_everyone()  # each process writes its random state
         if state.is_world_process_zero:
-            replace_file(Path(args.output_dir) / f"checkpoint-{state.global_step}" / SETTINGS, self.text)
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            counts = {name: getattr(self.trainer, name) for name in COUNTED if hasattr(self.trainer, name)}
+            if counts:
+                replace_file(folder / COUNTS, json.dumps(counts, default=float))  # a tensor of one number
+            replace_file(folder / SETTINGS, self.text)
+            seal(folder)
+            drop_old_checkpoints(folder, self.keep, state.best_model_checkpoint)
 
 
 class ShowProgress(TrainerCallback):
@@ -138,7 +169,7 @@ def _finite(value: Any) -> Any:
 
 def train(trainer: Any, args: Arguments) -> dict[str, Any]:
     """Train, from a checkpoint if one is given, and evaluate where there is held-out data; returns the metrics."""
-    trainer.add_callback(KeepSettings(args.resolved))
+    trainer.add_callback(SealCheckpoints(trainer, args))
     trainer.add_callback(ShowProgress(args.stage))
     keep_from_ddp(trainer.model)
     checkpoint = args.training.resume_from_checkpoint

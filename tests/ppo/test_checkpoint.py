@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from kochat_trl.checkpoints import seal
 from kochat_trl.errors import UserError
 from kochat_trl.ppo.checkpoint import drop_old_checkpoints
 from kochat_trl.ppo.trainer import PPOTrainer
@@ -159,6 +160,7 @@ def test_the_guard_of_a_still_policy_counts_from_the_checkpoint(build):
     for group in training["optimizer"]["param_groups"]:
         group["params"] = []
     torch.save(training | {"optimizer": training["optimizer"] | {"state": {}}}, checkpoint / "optimizer.pt")
+    seal(checkpoint)
     with pytest.raises(UserError, match=r"update 5: no weight of the policy has moved"):
         longer.train(resume_from_checkpoint=True)
 

@@ -52,15 +52,17 @@ def test_a_run_leaves_sft_s_adapter_trained_on(stage, recipe, command, tiny_sft,
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_resume_goes_on_exactly(stage, recipe, command, tmp_path):
-    """From the same reference, which no checkpoint holds."""
+@pytest.mark.parametrize("every", [1, 3])
+def test_resume_goes_on_exactly(stage, every, recipe, command, tmp_path):
+    """From the same reference, which no checkpoint holds, and also with a log that is of steps before and after."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    saving = ["--save_strategy", "steps", "--save_steps", 2]
+    saving = ["--save_strategy", "steps", "--save_steps", 2, "--logging_steps", every]
     recipe(stage, *command(stage, whole, *saving))
     assert not (whole / "checkpoint-2/ref").exists()
     shutil.copytree(whole / "checkpoint-2", stopped / "checkpoint-2")
     recipe(stage, *command(stage, stopped, *saving, "--resume_from_checkpoint", stopped / "checkpoint-2"))
-    assert history(stopped, "loss") == history(whole, "loss")
+    for key in ("loss", "train_loss", "num_tokens", "eval_loss", "rewards/chosen"):
+        assert history(stopped, key) == history(whole, key) != [], key
     ours, theirs = (load_file(folder / ADAPTER_WEIGHTS) for folder in (stopped, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from kochat_trl.files import PROGRESS, last_checkpoint
+from kochat_trl.checkpoints import last_checkpoint
+from kochat_trl.files import PROGRESS
 from kochat_trl.runs import outputs
 from tests.tiny import ROOT
 
@@ -179,13 +180,25 @@ def test_a_disk_that_fills_up_while_training(sft, tmp_path, capsys, monkeypatch)
     with pytest.raises(SystemExit):
         sft()
     out = tmp_path / "out"
-    assert last_checkpoint(out) == out / "checkpoint-1"
+    assert last_checkpoint(out)[0] == out / "checkpoint-1"
     assert f"error: {out}: the disk is full" in (said := capsys.readouterr().err)
     assert f"--resume_from_checkpoint {out}/checkpoint-1 then goes on" in said
     monkeypatch.undo()
     shutil.rmtree(out / "checkpoint-2")
     sft("--resume_from_checkpoint", out / "checkpoint-1")
     assert (out / "metrics.json").is_file()
+
+
+def test_older_checkpoints_are_dropped_when_the_new_one_is_whole(sft, monkeypatch, tmp_path):
+    def seal(folder):
+        assert folder.name == "checkpoint-1" or (folder.parent / "checkpoint-1").is_dir()
+        inner(folder)
+
+    inner = outputs.seal
+    monkeypatch.setattr(outputs, "seal", seal)
+    out = sft("--save_total_limit", "1")
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert "save_total_limit: 1\n" in (out / "resolved.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])

@@ -19,10 +19,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from kochat_trl.checkpoints import last_checkpoint
 from kochat_trl.data.probes import PROBES
 from kochat_trl.desk.statistics import half_interval
 from kochat_trl.errors import UserError
-from kochat_trl.files import is_unused, last_checkpoint, set_aside
+from kochat_trl.files import is_unused, set_aside
 from kochat_trl.settings.parse import changed_setting, folder_of, read_config, resolve_arguments
 
 import torch
@@ -166,8 +167,10 @@ def make_plan(
         why, options = "new", list[str]()
         if not is_unused(output):
             why, options = "again; what is there is renamed", ["--overwrite_output_dir", "true"]
-            if not (done or again) and (checkpoint := last_checkpoint(output)):
+            checkpoint, faults = (None, []) if done or again else last_checkpoint(output)
+            if checkpoint:
                 why, options = f"goes on from {checkpoint.name}", ["--resume_from_checkpoint", str(checkpoint)]
+            why = "; ".join([why, *faults])
         steps.append(Step(stage, output, commands[stage] + (options if stage in recipes else []), why))
     name = config.stem if method == "ppo" else f"{config.stem}, {method}"
     return Plan(name, seed, method, outputs, steps)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from statistics import stdev
 
+from kochat_trl.checkpoints import seal
 from kochat_trl.desk.statistics import half_interval
 from kochat_trl.desk.workflow.pipeline import (
     Step,
@@ -59,8 +60,10 @@ def finish(*stages, **settings):
 def checkpoint(stage, step, whole=True):
     folder = Path("out") / stage / f"checkpoint-{step}"
     folder.mkdir(parents=True)
+    (folder / "optimizer.pt").write_text("moments")
     if whole:
-        (folder / "trainer_state.json").write_text("{}")
+        seal(folder)
+    return folder
 
 
 def states(plan):
@@ -131,8 +134,12 @@ def test_a_stage_that_broke_off_goes_on_from_its_last_whole_checkpoint(configs):
     for step, whole in (5, True), (20, True), (100, False):
         checkpoint("ppo", step, whole)
     step = make_plan(configs).steps[2]
-    assert step.why == "goes on from checkpoint-20"
+    assert step.why == "goes on from checkpoint-20; checkpoint-100: has no digests.json, which is written last"
     assert step.command[-2:] == ["--resume_from_checkpoint", "out/ppo/checkpoint-20"]
+    (Path("out/ppo/checkpoint-20") / "optimizer.pt").write_text("Moments")
+    why = make_plan(configs).steps[2].why
+    assert why.startswith("goes on from checkpoint-5; checkpoint-100: ")
+    assert why.endswith("; checkpoint-20: optimizer.pt isn't as it was written")
 
 
 def test_a_stage_that_broke_off_without_a_checkpoint_starts_anew(configs):

@@ -11,10 +11,10 @@ from typing import Any
 KOGPT2 = {"vocab_size": 51200, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "pad_token_id": 3}
 
 
-def run_alone(script: str, *words: object) -> Any:
-    """What `script` prints as JSON on its last line, from a process of its own."""
+def run_alone(script: str, *words: object, timeout: float | None = None) -> Any:
+    """What `script` prints as JSON on its last line, from a process of its own; seconds that it may take."""
     command = [sys.executable, script, *map(str, words)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=timeout)
     return json.loads(done.stdout.splitlines()[-1])
 
 

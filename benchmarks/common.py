@@ -11,11 +11,12 @@ from typing import Any
 KOGPT2 = {"vocab_size": 51200, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "pad_token_id": 3}
 
 
-def run_alone(script: str, *words: object, processes: int = 1) -> Any:
-    """What `script` prints as JSON on its last line, in a process of its own, or in several that know of each other."""
+def run_alone(script: str, *words: object, processes: int = 1, timeout: float | None = None) -> Any:
+    """What `script` prints as JSON on its last line, in a process of its own, or in several that know of each other;
+    `timeout` is in seconds."""
     together = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(together if processes > 1 else []), script, *map(str, words)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=timeout)
     return json.loads(done.stdout.splitlines()[-1])
 
 

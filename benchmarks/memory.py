@@ -36,51 +36,57 @@ SHAPES = {
     "mini": {"vocab_size": 51200, "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 1024},
     "kogpt2": KOGPT2,
 }
+SIZES = {"rows": 4, "length": 128, "prompt": 48, "response": 48, "steps": 2}
 PHASES = {"sft": ["SFT"], "reward": ["reward model"], "ppo": ["PPO, update", "PPO, sampling"]}
 DIVIDED = "float32, two processes"  # each holds its share of the base
-ROWS, LENGTH, PROMPT, RESPONSE = 4, 128, 48, 48
 
 
-def write_configs(folder: Path, precision: str) -> None:
-    """A set as configs/kogpt2, smaller."""
-    common = {"use_cpu": True, "use_peft": True, "load_in_8bit": precision == "int8", "llm_int8_threshold": 0.0}
-    common |= {"shard_base": precision == DIVIDED}
+def write_configs(folder: Path, base: Path, sizes: dict[str, int], of_all: dict[str, Any], of_ppo: Any = None) -> None:
+    """A set as configs/kogpt2 on another base, of other sizes: SIZES has them."""
+    rows, steps = sizes["rows"], sizes["steps"]
+    common = {"use_peft": True, "llm_int8_threshold": 0.0, "train_files": ["none"], "per_device_train_batch_size": rows}
     common |= {"gradient_checkpointing": False, "report_to": "none", "save_strategy": "no", "logging_steps": 1}
-    common |= {"train_files": ["none"], "per_device_train_batch_size": ROWS}
-    trained = common | {"model_name_or_path": str(folder / "base"), "max_length": LENGTH, "lora_dropout": 0.05}
-    trained |= {"lora_r": 16, "lora_alpha": 32, "max_steps": 2}
+    common |= of_all
+    trained = common | {"model_name_or_path": str(base), "max_length": sizes["length"], "lora_dropout": 0.05}
+    trained |= {"lora_r": 16, "lora_alpha": 32, "max_steps": steps}
     ppo = {"sft_model_path": str(folder / "sft"), "reward_model_path": str(folder / "reward")}
-    ppo |= {"num_mini_batches": 1, "num_ppo_epochs": 1, "total_episodes": 2 * ROWS, "max_prompt_length": PROMPT}
-    ppo |= {"response_length": RESPONSE, "local_rollout_forward_batch_size": ROWS, "temperature": 1.0}
+    ppo |= {"num_mini_batches": 1, "num_ppo_epochs": 1, "total_episodes": steps * rows, "temperature": 1.0}
+    ppo |= {"max_prompt_length": sizes["prompt"], "response_length": sizes["response"]}
+    ppo |= {"local_rollout_forward_batch_size": rows} | (of_ppo or {})
     for stage, values in {"sft": trained, "reward": trained, "ppo": common | ppo}.items():
         text = yaml.safe_dump(values | {"output_dir": str(folder / stage)})
         (folder / f"{stage}.yaml").write_text(text, encoding="utf-8")
 
 
 def build(stage: str, folder: Path) -> Any:
-    """A stage's trainer on the base in the folder, as its recipe builds it."""
+    """A stage's trainer, as its recipe builds it from the configs in the folder, and texts as long as they allow."""
     args = parse_arguments(stage, str(folder), [])  # type: ignore[arg-type]
     tokenizer = tokenizer_of_four()
     if stage == "ppo":
-        data = Dataset.from_dict({"input_ids": [[5 + i] * PROMPT for i in range(2 * ROWS)]})
+        prompt, count = int(args.max_length or 0), args.training.total_episodes
+        data = Dataset.from_dict({"input_ids": [[5 + i % 1000] * prompt for i in range(count)]})
         for name, load in {"sft": load_causal_lm, "reward": new_reward_model}.items():
-            before = parse_arguments(name, str(folder), [])  # type: ignore[arg-type]
-            model = add_lora(load(str(folder / "base"), before.model, tokenizer), before.model)
+            before = parse_arguments(name, str(folder), []).model  # type: ignore[arg-type]
+            model = add_lora(load(str(before.model_name_or_path), before, tokenizer), before)
             if PartialState().is_main_process:
                 model.save_pretrained(folder / name)
         PartialState().wait_for_everyone()
-        roles = load_roles(str(folder / "sft"), str(folder / "reward"), args.model, tokenizer)
+        roles = load_roles(
+            str(folder / "sft"), str(folder / "reward"), args.model, tokenizer, args.training.value_function
+        )
         return PPOTrainer(args.training, tokenizer, roles, None, None, data)
+    base, rows = str(args.model.model_name_or_path), args.training.per_device_train_batch_size * args.training.max_steps
+    ids = [5] * int(args.max_length or 0)
     if stage == "reward":
-        model = add_lora(new_reward_model(str(folder / "base"), args.model, tokenizer), args.model)
-        row = {"completion_ids": [[5] * LENGTH] * COMPLETIONS, "ranks": [*range(COMPLETIONS)], "length": LENGTH}
-        data = Dataset.from_list([row] * 2 * ROWS)
+        model = add_lora(new_reward_model(base, args.model, tokenizer), args.model)
+        row = {"completion_ids": [ids] * COMPLETIONS, "ranks": [*range(COMPLETIONS)], "length": len(ids)}
+        data = Dataset.from_list([row] * rows)
         trainer: Any = RankingTrainer(
             args.recipe, model=model, args=args.training, train_dataset=data, processing_class=tokenizer
         )
     else:
-        model = add_lora(load_causal_lm(str(folder / "base"), args.model, tokenizer), args.model)
-        data = Dataset.from_list([{"input_ids": [5] * LENGTH, "labels": [5] * LENGTH}] * 2 * ROWS)
+        model = add_lora(load_causal_lm(base, args.model, tokenizer), args.model)
+        data = Dataset.from_list([{"input_ids": ids, "labels": ids}] * rows)
         trainer = SFTTrainer(model=model, args=args.training, train_dataset=data, processing_class=tokenizer)
     cast_trainable_to_float32(trainer.model)
     return trainer
@@ -162,7 +168,8 @@ def main() -> None:
                 folder = Path(name)
                 torch.manual_seed(0)
                 GPT2LMHeadModel(GPT2Config(**{"pad_token_id": 3} | sizes)).save_pretrained(folder / "base")
-                write_configs(folder, precision)
+                of_all = {"use_cpu": True, "load_in_8bit": precision == "int8", "shard_base": precision == DIVIDED}
+                write_configs(folder, folder / "base", SIZES, of_all)
                 planned = {footprint.phase: footprint.peak for footprint in plan_memory(folder, processes=processes)}
                 for stage, phases in PHASES.items():
                     found = run_alone(__file__, "--run", stage, name, processes=processes)

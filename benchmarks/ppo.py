@@ -7,8 +7,8 @@ The same 8 prompts an update for all, of lengths as in KoChatGPT's file, 64 resp
 Each contender runs in a process of its own; its memory is the peak above what importing takes. The first update warms
 up, and the median of the others counts.
 
-- `adapter`, `shared`, `int8`: ours; the value function has an adapter of its own, or is a head on the policy; and
-  `adapter` on an int8 base.
+- `adapter`, `shared`, `int8`, `bf16`: ours; the value function has an adapter of its own, or is a head on the policy;
+  `adapter` on an int8 base; and on one in bfloat16, under autocast, as `--bf16 true` has it.
 - `trl`: its value and reward models are whole, as in its own examples, and the value model is trained whole.
 - `trl_lora_value`: its value model has a LoRA adapter too.
 
@@ -54,7 +54,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, TrainerCallback
 
-CONTENDERS = ("adapter", "shared", "int8", "trl", "trl_lora_value")
+CONTENDERS = ("adapter", "shared", "int8", "bf16", "trl", "trl_lora_value")
 SMALL = {"vocab_size": 8000, "n_embd": 256, "n_layer": 4, "n_head": 4}
 # Tokens of KoChatGPT's 11,990 prompts, template included: every twentieth quantile.
 LENGTHS = [26, 30, 31, 31, 32, 32, 33, 33, 34, 34, 35, 35, 36, 37, 37, 38, 39, 41, 42, 46, 96]
@@ -126,11 +126,12 @@ def build_ours(name: str, folder: str, updates: int, length: int, phases: dict[s
 
     for method in ("sample", "score", "step"):
         timed(method)
-    precision = ModelArguments(dtype="float32", load_in_8bit=name == "int8", llm_int8_threshold=0.0)
+    dtype = "bfloat16" if name == "bf16" else "float32"
+    precision = ModelArguments(dtype=dtype, load_in_8bit=name == "int8", llm_int8_threshold=0.0)
     backbone = load_causal_lm(f"{folder}/base", precision, make_tokenizer())
     value = "shared" if name == "shared" else "adapter"
     roles = one_backbone(backbone, f"{folder}/sft", f"{folder}/reward", value)
-    values = settings(folder, updates, length)
+    values = settings(folder, updates, length) | {"bf16": name == "bf16"}
     return Timed(PPOConfig(value_model=value, **values), make_tokenizer(), roles, None, None, make_prompts(8 * updates))
 
 

@@ -2,6 +2,7 @@
 
     python scripts/tables.py data                         # from the tables of kochat_trl/data/shapes.py
     python scripts/tables.py hardware                     # from shapes alone, and benchmarks/memory.py; half an hour
+    python scripts/tables.py gpu                          # gpu.json, of benchmarks/gpu.py; into docs/hardware.md
     python scripts/tables.py bases                        # benchmarks/architectures.py; two minutes
     make demo && python scripts/tables.py experiments     # runs every experiment over three seeds, if not done; an hour
     make demo && python scripts/tables.py methods         # likewise every method; 45 minutes
@@ -28,6 +29,7 @@ from rich.console import Console
 from transformers import PretrainedConfig
 
 DOCS = Path("docs")
+ELSEWHERE = {"gpu": "hardware"}  # a table → the document that it shares with another
 SET = "configs/tiny"
 SEEDS = (0, 1, 2)
 # Table → the experiments in it, beside the set itself.
@@ -110,6 +112,11 @@ def hardware() -> Iterator[tuple[str, str]]:
             print(lines[-1], flush=True)
     yield "cards", "\n".join(lines)
     yield "measured", printed_by("benchmarks/memory.py")
+
+
+def gpu() -> Iterator[tuple[str, str]]:
+    """What `python benchmarks/gpu.py --json gpu.json` measured."""
+    yield "gpu", printed_by("benchmarks/gpu.py", "--table", "gpu.json")
 
 
 def data() -> Iterator[tuple[str, str]]:
@@ -280,11 +287,11 @@ def fill(path: Path, name: str, table: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    tables = {its.__name__: its for its in (data, hardware, bases, experiments, methods, labels)}
+    tables = {its.__name__: its for its in (data, hardware, gpu, bases, experiments, methods, labels)}
     parser.add_argument("document", choices=tables)
     document = parser.parse_args().document
     for name, table in tables[document]():
-        fill(DOCS / f"{document}.md", name, table)
+        fill(DOCS / f"{ELSEWHERE.get(document, document)}.md", name, table)
 
 
 if __name__ == "__main__":

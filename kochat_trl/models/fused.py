@@ -1,7 +1,8 @@
 """LoRA layers with one function for the whole product, forward and backward.
 
 PEFT adds s·B(Ax) to the frozen layer's output in steps, each of which makes a tensor as large as the output. Here the
-products add to what is there, and only x and Ax are kept for the backward pass.
+products add to what is there, and only x and Ax are kept for the backward pass. Under autocast they are in its dtype,
+as are the products; a frozen float32 weight is cast for each of its two, and the cast is kept by neither.
 """
 
 from typing import Any
@@ -20,8 +21,8 @@ from transformers.pytorch_utils import Conv1D
 def fuse_lora(model: nn.Module) -> None:
     """Let every LoRA layer of `model`, on a float or int8 base, compute in one function, wherever it can.
 
-    That is with one active adapter that is a plain one (no dropout, DoRA or bias) on a frozen layer, in one dtype,
-    without autocast. All else goes PEFT's way, as before.
+    That is with one active adapter that is a plain one (no dropout, DoRA or bias) on a frozen layer, in one dtype, or
+    under autocast in its dtype and float32. All else goes PEFT's way, as before.
     """
     for module in model.modules():
         if type(module) in FUSED:
@@ -48,7 +49,7 @@ class _Fused:
         if type(base) not in (nn.Linear, Conv1D, Linear8bitLt) or any(p.requires_grad for p in base.parameters()):
             return False
         dtypes = {x.dtype, self.lora_A[name].weight.dtype, *(p.dtype for p in base.parameters())} - {torch.int8}
-        return len(dtypes) == 1 and not torch.is_autocast_enabled(x.device.type)
+        return len(dtypes) == 1 if (cast := _autocast_dtype(x)) is None else dtypes <= {cast, torch.float32}
 
 
 class FusedLinear(_Fused, Linear):
@@ -63,16 +64,22 @@ FUSED: dict[type, type] = {Linear: FusedLinear, LoraLinear8bitLt: FusedLinear8bi
 
 
 class _LoraProduct(torch.autograd.Function):
-    """y = base(x) + s·(xAᵀ)Bᵀ, where the base is frozen."""
+    """y = base(x) + s·(xAᵀ)Bᵀ, where the base is frozen. A number is rounded where PEFT rounds it, or more rarely."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, base: nn.Module, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        y = base(x) if isinstance(base, Linear8bitLt) else linear(x, _matrix(base), base.bias)  # type: ignore[arg-type]
-        rows = x.reshape(-1, x.shape[-1])
-        low = rows @ a.T
-        y.view(-1, y.shape[-1]).addmm_(low, b.T, alpha=scale)
+        dtype = _autocast_dtype(x) or x.dtype
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        if isinstance(base, Linear8bitLt):
+            y = base(x)  # bitsandbytes quantizes what it is given, and may answer in x's dtype
+        else:
+            bias: Any = base.bias
+            y = linear(rows, _matrix(base).to(dtype), bias if bias is None else bias.to(dtype))
+            y = y.view(*x.shape[:-1], y.shape[-1])
+        low = rows @ a.to(dtype).T
+        _add_product(y.view(-1, y.shape[-1]), low, b.to(dtype).T, scale)
         ctx.save_for_backward(rows, low, a, b)
-        ctx.base, ctx.scale, ctx.shape = base, scale, x.shape
+        ctx.base, ctx.scale, ctx.shape, ctx.dtype = base, scale, x.shape, x.dtype
         return y
 
     @staticmethod
@@ -80,14 +87,35 @@ class _LoraProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
         rows, low, a, b = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
-        grad_low = (grad @ b).mul_(ctx.scale)
+        cast = grad.to(rows.dtype)
+        grad_low = _scaled_product(cast, b.to(rows.dtype), ctx.scale)
         to_x, _, to_a, to_b, _ = ctx.needs_input_grad
         grad_x = None
         if to_x:
-            grad_x = linear(grad, _matrix(ctx.base).to(grad.dtype).T).addmm_(grad_low, a).view(ctx.shape)
-        grad_a = grad_low.T @ rows if to_a else None
-        grad_b = (grad.T @ low).mul_(ctx.scale) if to_b else None
+            dtype = ctx.dtype if isinstance(ctx.base, Linear8bitLt) else rows.dtype  # bitsandbytes' own is x's
+            grad_x = linear(grad.to(dtype), _matrix(ctx.base).to(dtype).T).to(ctx.dtype)
+            grad_x = _add_product(grad_x, grad_low, a.to(rows.dtype)).view(ctx.shape)
+        grad_a = (grad_low.T @ rows).to(a.dtype) if to_a else None
+        grad_b = _scaled_product(cast.T, low, ctx.scale).to(b.dtype) if to_b else None
         return grad_x, None, grad_a, grad_b, None
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes in on the device of `x`; None where it is off."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """scale · left right, rounded once."""
+    return torch.addmm(left.new_empty(1), left, right, beta=0, alpha=scale)
+
+
+def _add_product(y: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
+    """y += scale · left right, in place, where y may have more bits than they."""
+    if y.dtype == left.dtype:
+        return y.addmm_(left, right, alpha=scale)
+    return y.add_(left @ right, alpha=scale)
 
 
 def _matrix(base: Any) -> Tensor:

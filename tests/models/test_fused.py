@@ -220,13 +220,103 @@ def test_a_base_that_learns(products):
     assert not products
 
 
-def test_mixed_dtypes_and_autocast(products):
+def test_mixed_dtypes_without_autocast(products):
     model, fused = make()
     for m in (model, fused):
         m.base_model.model.layer.get_base_layer().bfloat16()
     x = random(4, IN).bfloat16()
     torch.testing.assert_close(run(fused, x), run(model, x))
-    model, fused = make()
+    assert not products
+
+
+def in_dtypes(models, base):
+    """LoRA in float32, the frozen layer in `base`, in place."""
+    for model in models:
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch.float32 if "lora_" in name else base)
+
+
+def exact(model, x, weights):
+    """What `run` would give in float64, of the layer's own numbers, where the outputs are weighed by `weights`."""
+    layer: Any = model.base_model.model.layer
+    base = layer.get_base_layer()
+    x, a, b = (t.detach().double().requires_grad_() for t in (x, *(p for p in model.parameters() if p.requires_grad)))
+    bias = 0 if base.bias is None else base.bias.double()
+    y = x @ module._matrix(base).double().T + bias + layer.scaling["default"] * (x @ a.T) @ b.T
+    return y.detach(), torch.autograd.grad(y, [x, a, b], weights.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide_x", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "bias", "wide_base"),
+    [(kind, True, wide) for kind in ("linear", "conv1d") for wide in (True, False)]
+    + [("linear", False, True), ("int8", True, True)],
+)
+def test_autocast_rounds_as_peft_does_or_less(kind, bias, wide_base, wide_x, dtype, products, monkeypatch):
+    """In PEFT's dtypes, and closer to float64 than it or as close; the layer is larger, so that errors are a mean."""
+    monkeypatch.setattr(f"{__name__}.IN", 64)
+    monkeypatch.setattr(f"{__name__}.OUT", 96)
+    pair = make(kind, bias, r=8, lora_alpha=0.1)  # small, so that the base counts
+    in_dtypes(pair, torch.float32 if wide_base else dtype)
+    x = random(2, 25, IN, seed=3).to(torch.float32 if wide_x else dtype)
+    weights = random(2, 25, OUT, seed=9).to(dtype)
+    for train in (True, False):  # bitsandbytes has two products
+        found = []
+        for model in pair:
+            given = x.clone().requires_grad_()
+            with torch.autocast("cpu", dtype):
+                y = model.train(train)(given)
+            learned = [given, *(p for p in model.parameters() if p.requires_grad)]
+            found.append((y.detach(), *torch.autograd.grad(y, learned, weights.to(y.dtype))))
+        y, gradients = exact(pair[0], x, weights)
+        for theirs, ours, true in zip(*found, (y, *gradients), strict=True):
+            assert ours.dtype == theirs.dtype
+            error, allowed = ((t.double() - true).norm() / true.norm() for t in (ours, theirs))
+            assert error <= 1.02 * allowed  # rounding is as luck will have it
+            assert (ours - theirs).double().norm() <= 2 * torch.finfo(dtype).eps * true.norm()
+    assert [gradient.dtype for gradient in found[1][2:]] == [torch.float32] * 2  # of float32 weights
+    assert len(products) == 2
+
+
+def test_autocast_keeps_activations_in_its_dtype(products):
+    """And no cast of a weight: of float32 there is but LoRA's own."""
+    _, fused = make()
+    in_dtypes([fused], torch.float32)
+    kept = []
+
+    def note(tensor):
+        kept.append((tuple(tensor.shape), tensor.dtype))
+        return tensor
+
+    x = random(7, IN).float()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+        fused(x.requires_grad_())
+    activations = [((7, IN), torch.bfloat16), ((7, RANK), torch.bfloat16)]
+    assert sorted(kept, key=str) == sorted(
+        [*activations, ((RANK, IN), torch.float32), ((OUT, RANK), torch.float32)], key=str
+    )
+
+
+def test_autocast_with_checkpointing(products):
+    _, fused = make()
+    in_dtypes([fused], torch.float32)
+    x = random(4, IN).float()
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(run(fused.float(), x.float()), run(model.float(), x.float()))
+        expected = run(fused, x)
+        torch.testing.assert_close(
+            run(lambda_model(fused, torch.utils.checkpoint.checkpoint), x), expected, rtol=0, atol=0
+        )
+    assert len(products) == 3  # one of them again, in the backward pass
+
+
+def test_autocast_leaves_other_dtypes_to_peft(products):
+    """float64 it doesn't touch, and float16 isn't what it computes in."""
+    model, fused = make()
+    x = random(4, IN)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(run(fused, x), run(model, x))
+        in_dtypes((model, fused), torch.float16)
+        torch.testing.assert_close(run(fused, x.half()), run(model, x.half()))
     assert not products

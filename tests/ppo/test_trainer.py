@@ -2,6 +2,7 @@
 
 from kochat_trl.models.heads import has_score_head
 from kochat_trl.models.loading import ADAPTER_HEAD
+from kochat_trl.ppo import guards
 from kochat_trl.ppo.roles import switch_dropout_off
 from tests.ppo.helpers import (
     ADAPTER,
@@ -30,6 +31,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from peft.tuners.lora import Linear
 from safetensors.torch import load_file
 from transformers import DataCollatorWithPadding, GPT2LMHeadModel
 
@@ -49,6 +51,30 @@ def test_one_backbone_learns_as_separate_models_do(build, folders, value_model):
     assert_same_change(moved, expected)
     for file in (ADAPTER, VALUE):
         assert max(float(w.abs().max()) for name, w in moved.items() if name.startswith(file)) > 1e-3
+
+
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16], ids=str)
+def test_under_bf16_all_layers_are_fused_and_the_first_ratio_is_1(build, folders, base, monkeypatch):
+    """PEFT's own forward never runs; the policy that samples, scores and steps is one, within rounding."""
+    apart, moved = [], []
+    check = guards.check_equal_at_start
+    monkeypatch.setattr(Linear, "forward", lambda *args: pytest.fail("PEFT's own layer"))
+    monkeypatch.setattr(
+        guards,
+        "check_equal_at_start",
+        lambda what, difference, exact: apart.append((difference, exact)) or check(what, difference, exact),
+    )
+    models = on_one_backbone(folders)
+    for parameter in models["model"].models.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(base)
+    trainer = build(models, bf16=True, total_episodes=ROWS, num_ppo_epochs=1)
+    for name, weight in change(trainer).items():
+        moved.append(weight.abs().max() > 0)
+        assert weight.dtype == torch.float32, name
+    assert len(apart) == 2  # from the reference, and from the rollout
+    assert all(difference < guards.ROUNDED and not exact for difference, exact in apart)
+    assert all(moved)
 
 
 def test_reference_and_reward_stay_as_they_are(build):

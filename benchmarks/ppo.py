@@ -227,6 +227,7 @@ def count_flops(trainer: PPOTrainer) -> float:
         plan = rollout.plan(args.mini_batch_size, args.micro_batch_size, args.seed, update, epoch=0)
         trajectory = trainer.score(rollout, plan)
         trajectory.advantages = trajectory.returns = torch.zeros(rollout.mask.shape)
+        trajectory.kept = None  # so that its forward passes are counted
         # So that attention is counted too, and the products that are oneDNN's.
         torchs = patch.object(linear_module, "LARGE", sys.maxsize)
         with torchs, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

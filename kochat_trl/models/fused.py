@@ -1,7 +1,8 @@
 """LoRA layers with one function for the whole product, forward and backward.
 
 PEFT adds s·B(Ax) to the frozen layer's output in steps, each of which makes a tensor as large as the output. Here the
-products add to what is there, and only x and Ax are kept for the backward pass.
+products add to what is there, and only x and Ax are kept for the backward pass; where x comes from an activation
+function, which keeps its own input, not even x.
 """
 
 from typing import Any
@@ -14,7 +15,10 @@ from bitsandbytes.nn import Linear8bitLt
 from peft.tuners.lora import Linear
 from peft.tuners.lora.bnb import Linear8bitLt as LoraLinear8bitLt
 from torch import Tensor, nn
+from transformers.activations import FastGELUActivation, GELUActivation, GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
+
+ACTIVATIONS = (nn.GELU, GELUActivation, NewGELUActivation, FastGELUActivation, GELUTanh)
 
 
 def fuse_lora(model: nn.Module) -> None:
@@ -26,6 +30,13 @@ def fuse_lora(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) in FUSED:
             module.__class__ = FUSED[type(module)]
+        elif isinstance(module, ACTIVATIONS):
+            module.register_forward_hook(_tell_origin)
+
+
+def _tell_origin(activation: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+    if torch.is_grad_enabled():
+        output.made_by, output.made_from = activation, inputs[0]
 
 
 class _Fused:
@@ -71,21 +82,25 @@ class _LoraProduct(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ a.T
         y.view(-1, y.shape[-1]).addmm_(low, b.T, alpha=scale)
-        ctx.save_for_backward(rows, low, a, b)
-        ctx.base, ctx.scale, ctx.shape = base, scale, x.shape
+        ctx.activation = getattr(x, "made_by", None)
+        ctx.save_for_backward(x.made_from if ctx.activation else x, low, a, b)  # type: ignore[attr-defined]
+        ctx.base, ctx.scale = base, scale
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
-        rows, low, a, b = ctx.saved_tensors
+        x, low, a, b = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         grad_low = (grad @ b).mul_(ctx.scale)
         to_x, _, to_a, to_b, _ = ctx.needs_input_grad
         grad_x = None
         if to_x:
-            grad_x = linear(grad, _matrix(ctx.base).to(grad.dtype).T).addmm_(grad_low, a).view(ctx.shape)
-        grad_a = grad_low.T @ rows if to_a else None
+            grad_x = linear(grad, _matrix(ctx.base).to(grad.dtype).T).addmm_(grad_low, a).view(x.shape)
+        grad_a = None
+        if to_a:
+            x = ctx.activation(x) if ctx.activation else x
+            grad_a = grad_low.T @ x.reshape(-1, x.shape[-1])
         grad_b = (grad.T @ low).mul_(ctx.scale) if to_b else None
         return grad_x, None, grad_a, grad_b, None
 

@@ -233,6 +233,13 @@ class PolicyPass(NamedTuple):
     hidden: Tensor  # (m, length, hidden_size)
 
 
+class Kept(NamedTuple):
+    """What policy and value function said of m rows while they were scored, with their gradients' graphs."""
+
+    policy: PolicyPass
+    values: Any  # (m, t), or None
+
+
 @dataclass
 class Trajectory:
     """What the four models say of a rollout, and what PPO makes of it; floats, and 0 where there is no token.
@@ -244,7 +251,7 @@ class Trajectory:
     ref_logprobs: Tensor  # (b, t), under the reference
     values: Tensor  # (b, t), V of the state in which token t is chosen
     scores: Tensor  # (b,), the reward model's, and of reward functions their weighted sum on top
-    kept: PolicyPass | None = field(init=False, default=None)  # with its graph, where the one step can learn from it
+    kept: Kept | None = field(init=False, default=None)  # for the first step on the rollout, until it is taken
     rewards: dict[str, Tensor] = field(init=False, default_factory=dict)  # (b,) of each, where there are functions
     advantages: Tensor = field(init=False)  # (b, t), set once there are rewards
     returns: Tensor = field(init=False)  # (b, t)

@@ -304,10 +304,14 @@ class PPOTrainer(Trainer):
         return micro_batches[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def score(self, rollout: Rollout, plan: list[MiniBatch]) -> Trajectory:
-        """Every process scores its share of the rollout, and gets the numbers of all."""
-        batches = [rollout.micro_batch(rows) for mini_batch in plan for rows in self._mine(mini_batch)]
+        """Every process scores its share of the rollout, and gets the numbers of all.
+
+        The first mini-batch comes last: where it is one pass, the first step learns from that very pass.
+        """
+        batches = [rollout.micro_batch(rows) for mini_batch in plan[::-1] for rows in self._mine(mini_batch)]
+        keep = len(self._mine(plan[0])) == 1
         with self.accelerator.autocast():
-            own = score_rollout(self.roles, rollout, batches, self.args.temperature, self.dtype, self.args.one_pass)
+            own = score_rollout(self.roles, rollout, batches, self.args.temperature, self.dtype, keep)
         parts = (own.logprobs, own.ref_logprobs, own.values, own.scores)
         trajectory = Trajectory(*(self.accelerator.reduce(part, "sum") for part in parts))
         trajectory.kept = own.kept

@@ -174,6 +174,16 @@ def matmul_rate(size: int = 2048, repeats: int = 10) -> float:
     return 2 * size**3 / statistics.median(seconds)
 
 
+def read_rate(size: int = 2**29, repeats: int = 10) -> float:
+    """Bytes a second that are read from memory, far more than a cache holds: the median of some."""
+    numbers, seconds = torch.ones(size // 4), []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        numbers.sum()
+        seconds.append(time.perf_counter() - started)
+    return size / statistics.median(seconds)
+
+
 def time_products() -> None:
     """Milliseconds of torch's product and of ours, and their ratio: the least of some, side by side."""
     width, words, ratios = KOGPT2["n_embd"], KOGPT2["vocab_size"], []
@@ -216,6 +226,11 @@ def run_contender(name: str, folder: str, updates: int, length: int) -> dict[str
         flops = count_flops(trainer)
         result |= {"step_flops": flops, "matmul_flops_a_second": rate}
         result["flop_fraction"] = flops / statistics.median(phases["step"][4:]) / rate
+        # Each token of all rows reads the weights once, the head's too, which are the embedding's.
+        weights = [p for name, p in trainer.roles.policy.backbone.named_parameters() if "lora" not in name]
+        result |= {"token_bytes": sum(p.nbytes for p in weights), "read_bytes_a_second": read_rate()}
+        floor = length * result["token_bytes"] / result["read_bytes_a_second"]
+        result |= {"sampling_floor": floor, "sampling_fraction": floor / result["phases"]["sample"]}
     return result
 
 
@@ -228,6 +243,7 @@ def count_flops(trainer: PPOTrainer) -> float:
         plan = rollout.plan(args.mini_batch_size, args.micro_batch_size, args.seed, update, epoch=0)
         trajectory = trainer.score(rollout, plan)
         trajectory.advantages = trajectory.returns = torch.zeros(rollout.mask.shape)
+        trajectory.kept = None  # so that its forward passes are counted
         # So that attention is counted too, and the products that are oneDNN's.
         torchs = patch.object(linear_module, "LARGE", sys.maxsize)
         with torchs, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -287,6 +303,8 @@ def main() -> None:
     if "adapter" in figures:
         figures["flop_fraction"] = figures["adapter"]["flop_fraction"]
         print(f"update phase at {figures['flop_fraction']:.0%} of the rate of a 2048³ matrix product")
+        floor, part = (figures["adapter"][key] for key in ("sampling_floor", "sampling_fraction"))
+        print(f"sampling: {floor:.1f} s to read the weights once for each token, {part:.0%} of what it takes")
     figures["machine"] = machine()
     write_json(figures, arguments.json)
 

@@ -1,8 +1,9 @@
 """LoRA layers with one function for the whole product, forward and backward.
 
 PEFT adds s·B(Ax) to the frozen layer's output in steps, each of which makes a tensor as large as the output. Here the
-products add to what is there, and only x and Ax are kept for the backward pass. Under autocast they are in its dtype,
-as are the products; a frozen float32 weight is cast for each of its two, and the cast is kept by neither.
+products add to what is there, and only x and Ax are kept for the backward pass; where x comes from an activation
+function, which keeps its own input, not even x. Under autocast they are in its dtype, as are the products; a frozen
+float32 weight is cast for each of its two, and the cast is kept by neither.
 """
 
 from typing import Any
@@ -15,7 +16,10 @@ from bitsandbytes.nn import Linear8bitLt
 from peft.tuners.lora import Linear
 from peft.tuners.lora.bnb import Linear8bitLt as LoraLinear8bitLt
 from torch import Tensor, nn
+from transformers.activations import FastGELUActivation, GELUActivation, GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
+
+ACTIVATIONS = (nn.GELU, GELUActivation, NewGELUActivation, FastGELUActivation, GELUTanh)
 
 
 def fuse_lora(model: nn.Module) -> None:
@@ -27,6 +31,13 @@ def fuse_lora(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) in FUSED:
             module.__class__ = FUSED[type(module)]
+        elif isinstance(module, ACTIVATIONS):
+            module.register_forward_hook(_tell_origin)
+
+
+def _tell_origin(activation: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+    if torch.is_grad_enabled():
+        output.made_by, output.made_from = activation, inputs[0]
 
 
 class _Fused:
@@ -78,24 +89,27 @@ class _LoraProduct(torch.autograd.Function):
             y = y.view(*x.shape[:-1], y.shape[-1])
         low = rows @ a.to(dtype).T
         _add_product(y.view(-1, y.shape[-1]), low, b.to(dtype).T, scale)
-        ctx.save_for_backward(rows, low, a, b)
+        ctx.activation = getattr(x, "made_by", None)
+        ctx.save_for_backward(x.made_from if ctx.activation else rows, low, a, b)  # type: ignore[attr-defined]
         ctx.base, ctx.scale, ctx.shape, ctx.dtype = base, scale, x.shape, x.dtype
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
-        rows, low, a, b = ctx.saved_tensors
+        x, low, a, b = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
-        cast = grad.to(rows.dtype)
-        grad_low = _scaled_product(cast, b.to(rows.dtype), ctx.scale)
+        cast = grad.to(low.dtype)
+        grad_low = _scaled_product(cast, b.to(low.dtype), ctx.scale)
         to_x, _, to_a, to_b, _ = ctx.needs_input_grad
-        grad_x = None
+        grad_x = grad_a = None
         if to_x:
-            dtype = ctx.dtype if isinstance(ctx.base, Linear8bitLt) else rows.dtype  # bitsandbytes' own is x's
+            dtype = ctx.dtype if isinstance(ctx.base, Linear8bitLt) else low.dtype  # bitsandbytes' own is x's
             grad_x = linear(grad.to(dtype), _matrix(ctx.base).to(dtype).T).to(ctx.dtype)
-            grad_x = _add_product(grad_x, grad_low, a.to(rows.dtype)).view(ctx.shape)
-        grad_a = (grad_low.T @ rows).to(a.dtype) if to_a else None
+            grad_x = _add_product(grad_x, grad_low, a.to(low.dtype)).view(ctx.shape)
+        if to_a:
+            x = ctx.activation(x) if ctx.activation else x
+            grad_a = (grad_low.T @ x.reshape(-1, x.shape[-1]).to(low.dtype)).to(a.dtype)
         grad_b = _scaled_product(cast.T, low, ctx.scale).to(b.dtype) if to_b else None
         return grad_x, None, grad_a, grad_b, None
 

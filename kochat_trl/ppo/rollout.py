@@ -13,9 +13,11 @@ from kochat_trl.models.heads import end_states
 from kochat_trl.ppo.roles import Role
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 MiniBatch = list[list[int]]  # the rows, of a rollout, of each of its micro-batches
 NO_PADDING_ID = 0  # what stands under the mask; any id does
@@ -54,56 +56,142 @@ def sample_responses(
 
     A response ends after one of `stop_ids`, part of it, or at `response_length` tokens. Each has a generator of its
     own, seeded by `seeds`, so it doesn't depend on the rows beside it (beyond rounding of the logits). Prompts of
-    like length go together, `batch_size` at a time, and a row that is finished leaves the batch where it can.
+    like length go together, `batch_size` at a time; where the model's cache allows it, a row that is finished leaves
+    the batch and makes room for the next prompt. Every forward pass is one call of `next_logits`.
     """
     responses: list[list[int]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    waiting = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    uniform = torch.stack([_uniform(seed, response_length) for seed in seeds]).to(policy.backbone.device)
+
+    def is_done(row: int) -> bool:
+        return len(responses[row]) == response_length or any(token in stop_ids for token in responses[row][-1:])
+
+    running: _Running | None = None
     with policy.active(), without_checkpointing(policy.backbone):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            uniform = torch.stack([_uniform(seeds[row], response_length) for row in rows])
-            sampled = _sample_batch(policy, [prompts[row] for row in rows], uniform, temperature, stop_ids)
-            for row, response in zip(rows, sampled, strict=True):
-                responses[row] = response
+        while waiting or running:  # a forward pass each time
+            free = batch_size - (len(running.rows) if running else 0)
+            beside = running if waiting and running and running.can_join and REFILL * free >= batch_size else None
+            if beside or not running:
+                rows, waiting = waiting[:free], waiting[free:]
+                running, logits = _Running.read(policy, rows, [prompts[row] for row in rows])
+            else:
+                logits = next_logits(policy, running.ids, running.mask, running.cache)
+            steps = [min(len(responses[row]), response_length - 1) for row in running.rows]
+            tokens = draw(logits, uniform[running.rows, steps, None], temperature)
+            del logits  # or they stood beside the next ones
+            for row, token in zip(running.rows, tokens.squeeze(1).tolist(), strict=True):
+                if not is_done(row):
+                    responses[row].append(token)
+            running.add(tokens)
+            running = running.without([is_done(row) for row in running.rows])
+            running = beside.join(running) if beside and running else running or beside
     return responses
 
 
-def _sample_batch(
-    policy: Role, prompts: Sequence[Sequence[int]], uniform: Tensor, temperature: float, stop_ids: Collection[int]
-) -> list[list[int]]:
-    device = policy.backbone.device
-    uniform = uniform.to(device)
+REFILL = 4  # newcomers are read when 1/4 of the rows are free: a pass over a few prompts takes as long as over many
+
+
+class Growing(DynamicLayer):
+    """Keys and values of full attention in buffers with room for `ROOM` more tokens, in place of a copy for each."""
+
+    ROOM = 16
+    buffers: Any = None  # two, (n, heads, length + room, width); None after rows or columns left
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        length, new = self.get_seq_length(), (key_states, value_states)
+        total = length + key_states.shape[-2]
+        if self.buffers is None or self.buffers[0].shape[-2] < total:
+            self.buffers = [x.new_empty(*x.shape[:2], total + self.ROOM, x.shape[-1]) for x in new]
+            for buffer, old in zip(self.buffers, (self.keys, self.values) if length else (), strict=False):
+                buffer[..., :length, :] = old
+        for buffer, x in zip(self.buffers, new, strict=True):
+            buffer[..., length:total, :] = x
+        self.keys, self.values = (buffer[..., :total, :] for buffer in self.buffers)
+        self.is_initialized = True
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.buffers = None
+
+
+def new_cache(policy: Role) -> DynamicCache:
+    """An empty cache of keys and values, and of whatever else the model's layers keep."""
     cache = DynamicCache(config=policy.backbone.config)
-    responses: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # in the batch
-    done: set[int] = set()
-    can_leave = all(hasattr(layer, "batch_select_indices") for layer in cache.layers)  # not from convolutions (LFM2)
-    # The answers of a group stand after one prompt, which is read once.
-    read = list(dict.fromkeys(map(tuple, prompts))) if can_leave else prompts
-    ids, mask = _padded(read, "left", device)
-    for step in range(uniform.shape[1]):
-        logits = next_logits(policy, ids, mask, cache)
-        if step == 0 and len(read) < len(prompts):
+    cache.layers = [Growing() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+@dataclass
+class _Running:
+    """n rows that are being answered together, aligned at the right: the last token of each is not in the cache yet."""
+
+    rows: list[int]
+    ids: Tensor  # (n, 1)
+    mask: Tensor  # (n, length), 1 on tokens
+    cache: DynamicCache
+
+    @classmethod
+    def read(cls, policy: Role, rows: list[int], prompts: Sequence[Sequence[int]]) -> "tuple[_Running, Tensor]":
+        """Prompts, and the logits of their first tokens. A prompt that is there several times is read once."""
+        device, cache = policy.backbone.device, new_cache(policy)
+        made = cls(rows, torch.empty(0), torch.empty(0), cache)
+        read = list(dict.fromkeys(map(tuple, prompts))) if made.can_leave else prompts
+        ids, made.mask = _padded(read, "left", device)
+        logits = next_logits(policy, ids, made.mask, cache)
+        if len(read) < len(prompts):
             of_prompt = {prompt: i for i, prompt in enumerate(read)}
             spread_out = torch.tensor([of_prompt[tuple(prompt)] for prompt in prompts], device=device)
-            logits, mask = logits[spread_out], mask[spread_out]
+            logits, made.mask = logits[spread_out], made.mask[spread_out]
             cache.batch_select_indices(spread_out)
-        tokens = draw(logits, uniform[rows, step, None], temperature)
-        del logits  # or they stood beside the next ones
-        chosen = tokens.squeeze(1).tolist()
-        for row, token in zip(rows, chosen, strict=True):
-            if row not in done:
-                responses[row].append(token)
-        done |= {row for row, token in zip(rows, chosen, strict=True) if token in stop_ids}
-        going = [i for i, row in enumerate(rows) if row not in done]
-        if not going:
-            break
-        ids, mask = tokens, torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
-        if can_leave and len(going) < len(rows):
-            keep = torch.tensor(going, device=device)
-            ids, mask, rows = ids[keep], mask[keep], [rows[i] for i in going]
-            cache.batch_select_indices(keep)
-    return responses
+        return made, logits
+
+    @property
+    def can_leave(self) -> bool:
+        return all(hasattr(layer, "batch_select_indices") for layer in self.cache.layers)  # not convolutions (LFM2)
+
+    @property
+    def can_join(self) -> bool:
+        return all(type(layer) in (Growing, DynamicSlidingWindowLayer) for layer in self.cache.layers)
+
+    def add(self, tokens: Tensor) -> None:
+        """A token to each row, (n, 1)."""
+        self.ids, self.mask = tokens, torch.cat((self.mask, torch.ones_like(self.mask[:, :1])), dim=1)
+
+    def without(self, done: list[bool]) -> "_Running | None":
+        """The rows that aren't done, or where rows can't leave, all until the last is done."""
+        if all(done):
+            return None
+        if any(done) and self.can_leave:
+            going = [i for i, is_done in enumerate(done) if not is_done]
+            keep = torch.tensor(going, device=self.mask.device)
+            self.rows, self.ids, self.mask = [self.rows[i] for i in going], self.ids[keep], self.mask[keep]
+            self.cache.batch_select_indices(keep)
+        return self
+
+    def join(self, newcomers: "_Running") -> "_Running":
+        """Both, side by side, in as many columns as the longest row has tokens."""
+        both = (self, newcomers)
+        width = max(int(part.mask.sum(1).max()) for part in both)
+        self.rows += newcomers.rows
+        self.ids = torch.cat([part.ids for part in both])
+        self.mask = torch.cat([_to_width(part.mask[..., None], width)[..., 0] for part in both])
+        layers: Any
+        for layers in zip(self.cache.layers, newcomers.cache.layers, strict=True):
+            layer, length = layers[0], width - 1
+            if not layer.is_initialized:  # it reads the keys and values of another
+                continue
+            if layer.is_sliding:
+                layer.cumulative_length, length = length, min(length, layer.sliding_window - 1)
+            layer.keys = torch.cat([_to_width(one.keys, length) for one in layers])
+            layer.values = torch.cat([_to_width(one.values, length) for one in layers])
+            layer.buffers = None
+        return self
+
+
+def _to_width(x: Tensor, width: int) -> Tensor:
+    """`x` with `width` places in its last dimension but one: zeros are added, or places left out, at the left."""
+    return F.pad(x, (0, 0, width - x.shape[-2], 0))
 
 
 def _padded(rows: Sequence[Sequence[int]], side: str, device: Any) -> tuple[Tensor, Tensor]:
@@ -233,6 +321,13 @@ class PolicyPass(NamedTuple):
     hidden: Tensor  # (m, length, hidden_size)
 
 
+class Kept(NamedTuple):
+    """What policy and value function said of m rows while they were scored, with their gradients' graphs."""
+
+    policy: PolicyPass
+    values: Any  # (m, t), or None
+
+
 @dataclass
 class Trajectory:
     """What the four models say of a rollout, and what PPO makes of it; floats, and 0 where there is no token.
@@ -244,7 +339,7 @@ class Trajectory:
     ref_logprobs: Tensor  # (b, t), under the reference
     values: Tensor  # (b, t), V of the state in which token t is chosen
     scores: Tensor  # (b,), the reward model's, and of reward functions their weighted sum on top
-    kept: PolicyPass | None = field(init=False, default=None)  # with its graph, where the one step can learn from it
+    kept: Kept | None = field(init=False, default=None)  # for the first step on the rollout, until it is taken
     rewards: dict[str, Tensor] = field(init=False, default_factory=dict)  # (b,) of each, where there are functions
     advantages: Tensor = field(init=False)  # (b, t), set once there are rewards
     returns: Tensor = field(init=False)  # (b, t)

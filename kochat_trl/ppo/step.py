@@ -1,7 +1,7 @@
 """The forward passes of PPO, with gradients and without: what the models say of rows, and the gradients of its losses.
 
 Scoring a rollout and learning from it go through the same `forward_policy` and `forward_value`, so that nothing but
-the weights can set them apart; where one step is all that is learnt from a rollout, it is the very same pass.
+the weights can set them apart; where the first step is one pass, it is the very pass that scored.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from kochat_trl.ppo import objective
 from kochat_trl.ppo.logprobs import token_logprobs
 from kochat_trl.ppo.roles import Role, Roles
-from kochat_trl.ppo.rollout import MicroBatch, PolicyPass, Rollout, Trajectory
+from kochat_trl.ppo.rollout import Kept, MicroBatch, PolicyPass, Rollout, Trajectory
 from kochat_trl.settings.ppo import PPOConfig
 
 import torch
@@ -54,9 +54,13 @@ def forward_policy(
     return PolicyPass(spread(logprobs, mask, dtype), entropies, hidden)
 
 
-def forward_value(role: Role, rollout: Rollout, batch: MicroBatch, hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """The values, (m, t), that the value head reads in the hidden states of m rows; 0 where none counts."""
+def forward_value(
+    role: Role, rollout: Rollout, batch: MicroBatch, dtype: torch.dtype, hidden: Tensor | None = None
+) -> Tensor:
+    """The values, (m, t), of m rows, while the role is active; 0 where none counts. `hidden` are the policy's states,
+    where the head reads those."""
     mask = rollout.value_mask[batch.rows]
+    hidden = batch.hidden(role) if hidden is None else hidden
     return spread(role.head(batch.states(hidden, mask)).squeeze(-1), mask, dtype)
 
 
@@ -75,26 +79,28 @@ def score_rollout(
     dtype: torch.dtype,
     keep: bool = False,
 ) -> Trajectory:
-    """What the models say of the rows in `batches`; 0 elsewhere. `keep` the policy's pass where there is one batch."""
+    """What the models say of the rows in `batches`; 0 elsewhere. `keep` the graphs of the last one."""
     found = Trajectory.zeros(rollout.mask.shape, rollout.tokens.device, dtype)
-    for batch in batches:
-        rows = batch.rows
+    for number, batch in enumerate(batches, start=1):
+        rows, kept = batch.rows, keep and number == len(batches)
         with roles.reference.active():
             found.ref_logprobs[rows] = forward_policy(roles.reference, rollout, batch, temperature, dtype).logprobs
-        if roles.value and not roles.value_reads_policy:
-            with roles.value.active():
-                hidden = batch.hidden(roles.value)
-                found.values[rows] = forward_value(roles.value, rollout, batch, hidden, dtype)
         if roles.reward:
             found.scores[rows] = forward_reward(roles.reward, batch).to(dtype)
-        with roles.policy.active():  # the last one, so that no other model runs while its graph is held
-            with torch.set_grad_enabled(keep):
+        values = None
+        with torch.set_grad_enabled(kept):  # at the end, so that no other model runs while graphs are held
+            if roles.value and not roles.value_reads_policy:
+                with roles.value.active():
+                    values = forward_value(roles.value, rollout, batch, dtype)
+            with roles.policy.active():
                 said = forward_policy(roles.policy, rollout, batch, temperature, dtype)
-            found.logprobs[rows] = said.logprobs
-            if roles.value and roles.value_reads_policy:
-                found.values[rows] = forward_value(roles.value, rollout, batch, said.hidden, dtype)
-        if keep:
-            found.kept = said
+                if roles.value and roles.value_reads_policy:
+                    values = forward_value(roles.value, rollout, batch, dtype, said.hidden)
+        found.logprobs[rows] = said.logprobs.detach()
+        if values is not None:
+            found.values[rows] = values.detach()
+        if kept:
+            found.kept = Kept(said, values)
     return found
 
 
@@ -144,17 +150,19 @@ def add_gradients(
     kl_coef: float,
     whole: Whole,
 ) -> tuple[StepStats, Tensor]:
-    """Add a micro-batch's gradients, policy first and then value: no two models' activations are held at once.
+    """Add a micro-batch's gradients, policy first and then value: but for what scoring kept, which is used up, no two
+    models' activations are held at once.
 
     Losses are divided by what is in the `whole` mini-batch. Returns the share in its means, and how far the furthest
     log-probability is from the rollout's.
     """
+    kept, trajectory.kept = trajectory.kept, None
     rows, dtype = batch.rows, trajectory.logprobs.dtype
     mask, value_mask = rollout.mask[rows], rollout.value_mask[rows]
     old_logprobs, old_values = trajectory.logprobs[rows], trajectory.values[rows]
 
-    def value_loss(value: Role, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        values = forward_value(value, rollout, batch, hidden, dtype)
+    def value_loss(value: Role, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        values = kept.values if kept else forward_value(value, rollout, batch, dtype, hidden)
         losses, clipped = objective.value_losses(
             values, old_values, trajectory.returns[rows], value_mask, args.cliprange_value
         )
@@ -166,7 +174,7 @@ def add_gradients(
 
     with roles.policy.active():
         with accelerator.autocast():
-            said = trajectory.kept or forward_policy(roles.policy, rollout, batch, args.temperature, dtype)
+            said = kept.policy if kept else forward_policy(roles.policy, rollout, batch, args.temperature, dtype)
             logprobs, entropies, hidden = said
             pg_loss, clipped = policy_loss(args, rollout, rows, trajectory, logprobs, kl_coef, whole)
             loss, vf_loss, vf_clipped = pg_loss, torch.zeros_like(pg_loss), torch.zeros_like(pg_loss)
@@ -177,7 +185,7 @@ def add_gradients(
     if roles.value and not roles.value_reads_policy:
         with roles.value.active():
             with accelerator.autocast():
-                vf_loss, vf_clipped = value_loss(roles.value, batch.hidden(roles.value))
+                vf_loss, vf_clipped = value_loss(roles.value)
             backward(args.vf_coef * vf_loss)
 
     moved = (logprobs - old_logprobs).detach()  # 0 under the mask
@@ -193,8 +201,10 @@ def add_gradients(
     return stats, moved.abs().max()
 
 
-def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+def sum_gradients(parameters: Sequence[nn.Parameter], processes: int) -> None:
     """Sum the gradients of all processes, many small ones in one message; a weight that has none gets it."""
+    if processes == 1:
+        return
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

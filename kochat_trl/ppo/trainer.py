@@ -103,8 +103,7 @@ class PPOTrainer(Trainer):
         )
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise UserError(
-                "PPO has no use for DeepSpeed or accelerate's FSDP: for a base larger than a card, launch it with "
-                "configs/accelerate/ddp.yaml and set shard_base: true"
+                "PPO takes neither DeepSpeed nor accelerate's FSDP: launch it with ddp.yaml, shard_base: true"
             )
         self.roles = roles
         self.policy_model, self.ref_model, self.reward_model, self.value_model = roles.as_models()
@@ -308,10 +307,14 @@ class PPOTrainer(Trainer):
         return micro_batches[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def score(self, rollout: Rollout, plan: list[MiniBatch]) -> Trajectory:
-        """Every process scores its share of the rollout, and gets the numbers of all."""
-        batches = [rollout.micro_batch(rows) for mini_batch in plan for rows in self._mine(mini_batch)]
+        """Every process scores its share of the rollout, and gets the numbers of all.
+
+        The first mini-batch comes last: where it is one pass, the first step learns from that very pass.
+        """
+        batches = [rollout.micro_batch(rows) for mini_batch in plan[::-1] for rows in self._mine(mini_batch)]
+        keep = len(self._mine(plan[0])) == 1
         with self.accelerator.autocast():
-            own = score_rollout(self.roles, rollout, batches, self.args.temperature, self.dtype, self.args.one_pass)
+            own = score_rollout(self.roles, rollout, batches, self.args.temperature, self.dtype, keep)
         parts = (own.logprobs, own.ref_logprobs, own.values, own.scores)
         trajectory = Trajectory(*(self.accelerator.reduce(part, "sum") for part in parts))
         trajectory.kept = own.kept
@@ -346,8 +349,7 @@ class PPOTrainer(Trainer):
             what = "the policy's log-probabilities in the first step and in the rollout"
             apart = accelerator.gather(torch.stack(furthest).max()[None]).max().item()
             guards.check_equal_at_start(what, apart, self.exact)
-        if accelerator.num_processes > 1:
-            sum_gradients(self.trainable)
+        sum_gradients(self.trainable, accelerator.num_processes)
         norm = accelerator.clip_grad_norm_(self.trainable, args.max_grad_norm or math.inf)
         if accelerator.scaler is None:  # fp16 skips a step that isn't finite, and scales its loss down
             guards.check_gradient(update, norm)

@@ -110,11 +110,6 @@ class PPOConfig(TrainingArguments):
         """`value_model`, or None where advantages need none."""
         return self.value_model if self.advantages == "gae" else None
 
-    @property
-    def one_pass(self) -> bool:
-        """Whether a rollout is learnt from in one step, of one forward pass: the one that scores it, then."""
-        return self.num_ppo_epochs == self.num_mini_batches == self.gradient_accumulation_steps == 1
-
     def __post_init__(self) -> None:
         self.bf16 = not self.fp16 if self.bf16 is None else self.bf16
         if self.load_best_model_at_end and self.metric_for_best_model is None:

@@ -11,6 +11,7 @@ import torch
 from bitsandbytes.nn import Linear8bitLt
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 IN, OUT, RANK = 6, 10, 2
@@ -136,6 +137,28 @@ def test_keeps_the_input_and_its_projection_and_no_more():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
         fused(x)
     assert sorted(kept) == sorted([(7, IN), (7, RANK), (RANK, IN), (OUT, RANK)])
+
+
+@pytest.mark.parametrize("kind", [nn.GELU, NewGELUActivation, GELUTanh])
+def test_the_output_of_an_activation_is_computed_again(kind):
+    class AfterActivation(One):
+        def forward(self, x):
+            return self.layer(self.activation(x))
+
+    model, fused = make()
+    for made in (model, fused):
+        made.base_model.model.__class__ = AfterActivation
+        made.base_model.model.activation = kind()
+    fuse_lora(fused)
+    x, kept = random(7, IN), []
+    torch.testing.assert_close(run(fused, x), run(model, x), rtol=1e-12, atol=1e-12)
+    again = torch.utils.checkpoint.checkpoint
+    torch.testing.assert_close(run(lambda_model(fused, again), x), run(model, x), rtol=1e-12, atol=1e-12)
+    x.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        made_from = fused.base_model.model.activation(x).made_from
+        fused(x)
+    assert made_from.data_ptr() in kept[-4:]
 
 
 def test_gradients_with_checkpointing():

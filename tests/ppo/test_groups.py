@@ -1,10 +1,8 @@
 """RLOO and GRPO in the trainer: several responses to a prompt, and no value function anywhere."""
 
 from kochat_trl.errors import UserError
-from kochat_trl.ppo import step as step_module
 from kochat_trl.ppo import trainer as trainer_module
 from kochat_trl.ppo.rollout import draw_prompts
-from kochat_trl.settings.ppo import PPOConfig
 from tests.ppo.helpers import (
     ADAPTER,
     LENGTH,
@@ -107,46 +105,6 @@ def test_each_prompt_is_answered_several_times(build, monkeypatch, advantages):
         assert all(len({tuple(x) for x in responses[i : i + GROUP]}) > 1 for i in range(0, ROWS, GROUP))
     assert len(asked) == 3
     assert len(seen) == 3 * ROWS
-
-
-ONE_STEP = {"num_ppo_epochs": 1, "num_mini_batches": 1}
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"value_model": "shared"}, {"gradient_checkpointing": True}, {"bf16": True}, RLOO, GRPO | {"kl_coef": 0.2}],
-    ids=str,
-)
-def test_one_step_learns_from_the_pass_that_scored(build, monkeypatch, settings):
-    """Bit for bit what it learns from another one."""
-    kept = build(output="kept", **ONE_STEP | settings)
-    assert kept.args.one_pass
-    passes = []
-    forward = step_module.forward_policy
-    monkeypatch.setattr(step_module, "forward_policy", lambda role, *rest: passes.append(role) or forward(role, *rest))
-    kept.train()
-    assert [passes.count(role) for role in (kept.roles.policy, kept.roles.reference)] == [3, 3]
-    monkeypatch.setattr(PPOConfig, "one_pass", False)
-    again = build(output="again", **ONE_STEP | settings)
-    again.train()
-    without_time = [
-        [{k: v for k, v in log.items() if k != "eps"} for log in logs(trainer)] for trainer in (kept, again)
-    ]
-    assert without_time[0] == without_time[1]
-    for ours, theirs in zip(kept.trainable, again.trainable, strict=True):
-        assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    "more", [{"num_ppo_epochs": 2}, {"num_mini_batches": 2}, {"gradient_accumulation_steps": 2}], ids=str
-)
-def test_more_than_one_pass_is_not_kept(build, more):
-    """Its graphs would all be held at once, or stand under other weights."""
-    trainer = build(**ONE_STEP | more)
-    rollout = trainer.sample(0, list(range(trainer.args.batch_size)))
-    plan = rollout.plan(trainer.args.mini_batch_size, trainer.args.micro_batch_size, 0, 0, 0)
-    assert not trainer.args.one_pass
-    assert trainer.score(rollout, plan).kept is None
 
 
 def test_passes_are_counted_in_responses(build):

@@ -138,6 +138,23 @@ def test_a_prompt_with_several_answers_is_read_once(kind):
     assert shapes == [(2, 7)] + [(5, 1)] * (LENGTH - 1)
 
 
+def test_a_row_that_ends_makes_room_for_the_next_prompt(monkeypatch):
+    """Four rows: a quarter of them free is reason enough to read on, and the widest row sets the width."""
+    model, prompts, seeds = causal_lm("gpt2"), [[5] * (2 + i % 5) for i in range(24)], range(24)
+    expected = naive_sample(model, prompts, seeds)
+    stop = mode(token for response in expected for token in response)
+    shapes = calls_of(model)
+    assert sample(role_of(model), prompts, seeds, stop=[stop], batch_size=4) == [cut(x, stop) for x in expected]
+    rows = [rows for rows, width in shapes if width == 1]
+    lengths = [len(cut(x, stop)) for x in expected]
+    assert sum(rows) == sum(lengths) - len(prompts)  # first tokens are drawn where prompts are read
+    assert set(rows[:-LENGTH]) == {4}  # full until the last prompts are there
+    monkeypatch.setattr(rollout, "REFILL", 1)  # batch after batch
+    shapes.clear()
+    sample(role_of(model), prompts, seeds, stop=[stop], batch_size=4)
+    assert len([1 for _, width in shapes if width == 1]) > len(rows)
+
+
 def test_nothing_is_computed_after_the_last_stop_token():
     model = causal_lm("gpt2")
     stop = naive_sample(model, [[3]], [102])[0][0]

@@ -15,15 +15,21 @@ LENGTH = 12
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("answers", [1, 3])  # to each prompt: four rows together, and refilled ones
 @torch.no_grad()
-def test_a_response_is_drawn_from_what_the_model_says_of_its_row(name):
+def test_a_response_is_drawn_from_what_the_model_says_of_its_row(name, answers):
     """Each token is the one where the running sum of a full pass over the row, without cache, passes its number."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(make_config(name)).eval()
+    config = make_config(name)
+    text = config.get_text_config()
+    if answers > 1 and getattr(text, "sliding_window", None):
+        text.sliding_window = 5
+    model = AutoModelForCausalLM.from_config(config).eval()
     role = Role(model, lm_head(model), None)
-    sampled = sample_responses(role, PROMPTS, range(4), LENGTH, 1.0, STOPS, batch_size=4)
+    prompts = [prompt for prompt in PROMPTS for _ in range(answers)]
+    sampled = sample_responses(role, prompts, range(len(prompts)), LENGTH, 1.0, STOPS, 4)
     assert min(map(len, sampled)) < LENGTH
-    for seed, (prompt, response) in enumerate(zip(PROMPTS, sampled, strict=True)):
+    for seed, (prompt, response) in enumerate(zip(prompts, sampled, strict=True)):
         assert not STOPS & set(response[:-1])
         assert len(response) == LENGTH or response[-1] in STOPS
         uniform = torch.rand(LENGTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

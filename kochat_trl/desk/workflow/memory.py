@@ -23,7 +23,7 @@ from kochat_trl.models.loading import add_lora, cast_trainable_to_float32, empty
 from kochat_trl.models.remote import allow_remote_code
 from kochat_trl.models.sharding import blocks_of
 from kochat_trl.ppo.roles import Roles, adapter_parameters, adapters_of, separate_models
-from kochat_trl.ppo.rollout import Rollout, Trajectory, draw, next_logits, without_checkpointing
+from kochat_trl.ppo.rollout import Rollout, Trajectory, draw, new_cache, next_logits, without_checkpointing
 from kochat_trl.ppo.trainer import PPOTrainer
 from kochat_trl.preference.trainer import LabelTrainer, PairTrainer
 from kochat_trl.reward.trainer import RankingTrainer
@@ -39,7 +39,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import DynamicCache, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 from trl import SFTTrainer
 
@@ -296,7 +296,7 @@ def _prepare_ppo(model: Any, args: Arguments) -> tuple[Any, list[Phase]]:
     def sample() -> None:
         """The first token of responses, and the last: in between the cache grows, and nothing else."""
         policy, width = trainer.roles.policy, len(prompts[0])
-        cache, uniform = DynamicCache(config=policy.backbone.config), torch.zeros(together, 1, dtype=torch.float64)
+        cache, uniform = new_cache(policy), torch.zeros(together, 1, dtype=torch.float64)
         ids, mask = (torch.ones(together, width + length, dtype=torch.long) for _ in range(2))
         with trainer.accelerator.autocast(), policy.active(), without_checkpointing(policy.backbone):
             draw(next_logits(policy, ids[:, :width], mask[:, :width], cache), uniform, 1.0)

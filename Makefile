@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A process a core; each has one thread (tests/conftest.py). One that is done takes tests over from the others.
 WORKERS := -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: setup demo test test-slow test-newest-trl check
+.PHONY: setup demo test test-slow test-newest-trl test-oldest check
 
 # Built again when a dependency changes.
 setup: .venv/installed
@@ -31,6 +31,11 @@ test-newest-trl: setup
 	rm -rf .venv/newest-trl
 	$(BIN)/pip install --quiet --no-deps --target .venv/newest-trl trl
 	PYTHONPATH=$(CURDIR)/.venv/newest-trl $(BIN)/python -m pytest -m smoke tests/recipes tests/ppo/test_group_parity.py
+
+# The lower bounds of pyproject.toml, but torch's. The page in a browser asks nothing of them.
+test-oldest: setup
+	$(BIN)/python scripts/oldest.py .venv/oldest
+	.venv/oldest/bin/python -m pytest $(WORKERS) -m "not slow" --ignore tests/desk/app/test_page.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -260,10 +260,8 @@ def _prepare(trainer: Any, name: str, ids: Tensor, **more: Tensor) -> tuple[Any,
     training = trainer.args
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}
     cast_trainable_to_float32(trainer.model)
-    if training.activation_checkpointing:
-        trainer.model.activation_checkpointing_enable(
-            activation_checkpointing_kwargs=training.activation_checkpointing_kwargs
-        )
+    if training.gradient_checkpointing:
+        trainer.model.gradient_checkpointing_enable(training.gradient_checkpointing_kwargs)
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
 

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
+OTHERS = [name for name in ARCHITECTURES if name != "gpt2"]
 LORA = ModelArguments(use_peft=True, lora_r=2, lora_dropout=0.0, dtype="float32")
 
 
@@ -67,7 +68,7 @@ def begun(function, name):
     function(name)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_a_divided_base_computes_what_the_whole_does(name, tmp_path):
     in_processes(2, tmp_path / "log", begun, computes_what_the_whole_does, name)
 

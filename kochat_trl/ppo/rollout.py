@@ -59,6 +59,8 @@ def sample_responses(
     like length go together, `batch_size` at a time; where the model's cache allows it, a row that is finished leaves
     the batch and makes room for the next prompt. Every forward pass is one call of `next_logits`.
     """
+    if not prompts:  # a process may have none
+        return []
     responses: list[list[int]] = [[] for _ in prompts]
     waiting = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     uniform = torch.stack([_uniform(seed, response_length) for seed in seeds]).to(policy.backbone.device)

@@ -87,6 +87,11 @@ def test_samples_equal_the_loop(kind, temperature):
     assert len({len(response) for response in ours}) > 2
 
 
+def test_no_prompts_have_no_responses():
+    """A process may have none, of few that are evaluated on."""
+    assert sample(role_of(causal_lm("gpt2")), [], []) == []
+
+
 @kinds
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
 def test_a_response_does_not_depend_on_the_rows_beside_it(kind, batch_size):

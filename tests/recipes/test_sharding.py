@@ -46,6 +46,7 @@ def command(kochatgpt_files, tiny_sft, tiny_reward):
         data = kochatgpt_files["reward" if stage == "dpo" else stage]
         config = f"configs/tiny/{stage}.yaml"
         files = ["--config", config, "--train_files", data, data]
+        files += [] if stage == "ppo" else ["--eval_files", data]
         return [f"recipes/{stage}.py", *files, *words, *OPTIMIZERS[optimizer], *OF_PPO.get(method, [])]
 
     return arguments

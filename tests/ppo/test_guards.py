@@ -106,7 +106,8 @@ def test_a_response_that_ends_resets_the_guard(build, monkeypatch):
 
 
 def test_log_probabilities_that_differ_between_rollout_and_step(build):
-    trainer = build(adapters_apart)
+    # The first step on two passes: of one, it is the pass of the rollout.
+    trainer = build(adapters_apart, gradient_accumulation_steps=2, num_mini_batches=1, total_episodes=2 * ROWS)
 
     def add_noise(module, args, output):
         output.last_hidden_state = output.last_hidden_state + 0.01 * torch.randn_like(output.last_hidden_state)

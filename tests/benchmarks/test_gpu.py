@@ -63,7 +63,7 @@ def test_a_process_that_is_killed_is_a_row_and_one_out_of_time_is_named(
     figures = gpu.measure_all(minutes, "sft, kogpt2, bf16", dry=True)
     if reached:
         (row,) = figures["rows"]
-        assert "died with <Signals.SIGKILL" in row["error"]
+        assert row["error"] == "its process ended with exit code -9"
         assert row["planned"] > 0
         assert not figures["not_reached"]
     else:

@@ -39,7 +39,7 @@ def _telling(load: Callable[..., Any]) -> Callable[..., Any]:
 def _leaves_base(path: str) -> bool:
     """Whether the base of `path` stays as it is under it: biases change it, and LoRA that starts from a part of it."""
     config = PeftConfig.from_pretrained(path) if is_adapter(path) else LoraConfig()
-    plain = isinstance(config, LoraConfig) and config.bias == "none" and getattr(config, "kasa_config", None) is None
+    plain = isinstance(config, LoraConfig) and config.bias == "none" and config.kasa_config is None
     return plain and config.init_lora_weights is True
 
 

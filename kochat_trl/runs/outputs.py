@@ -83,9 +83,10 @@ def _refuse_other_settings(checkpoint: Path, args: Arguments) -> None:
     if not made_with.is_file():
         logger.warning("%s has no %s: that its settings are those in force now can't be told", checkpoint, SETTINGS)
         return
-    processes = len([*checkpoint.glob("rng_state_*.pth")]) or 1
-    then = _of_processes(yaml.safe_load(made_with.read_text(encoding="utf-8")), processes)
-    now = _of_processes(args.resolved, PartialState().num_processes)
+    then, now = yaml.safe_load(made_with.read_text(encoding="utf-8")), args.resolved
+    before, processes = len([*checkpoint.glob("rng_state_*.pth")]) or 1, PartialState().num_processes
+    if before != processes:
+        then, now = _of_processes(then, before), _of_processes(now, processes)
     if key := changed_setting(then, now, args.given):
         raise UserError(
             f"{checkpoint}: was made with {key}: {then[key]}, and {now[key]} is in force now. Go on with "

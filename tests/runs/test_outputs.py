@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from kochat_trl.checkpoints import last_checkpoint
+from kochat_trl.checkpoints import DIGESTS, last_checkpoint
 from kochat_trl.files import PROGRESS
 from kochat_trl.runs import outputs
 from tests.tiny import ROOT
@@ -44,11 +44,16 @@ def test_going_on_takes_the_settings_it_was_made_with(sft, capsys):
     assert f"{checkpoint}: was made with learning_rate: {made_with['learning_rate']}, and 0.5 is in force now" in said
     with pytest.raises(SystemExit):
         sft("--resume_from_checkpoint", checkpoint, "--gradient_accumulation_steps", 2)
-    rows = "per_device_train_batch_size · gradient_accumulation_steps · processes"
-    assert f"was made with {rows}: 2, and 4 is in force now" in " ".join(capsys.readouterr().err.split())
+    assert "was made with gradient_accumulation_steps: 1, and 2 is in force now" in capsys.readouterr().err
     sft("--resume_from_checkpoint", checkpoint, "--save_total_limit", "3")  # changes nothing that is computed
-    as_many = ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2]
-    sft("--resume_from_checkpoint", checkpoint, *as_many)
+    for number in range(2):  # as two processes leave it
+        shutil.copy(checkpoint / "rng_state.pth", checkpoint / f"rng_state_{number}.pth")
+    (checkpoint / DIGESTS).unlink()
+    with pytest.raises(SystemExit):
+        sft("--resume_from_checkpoint", checkpoint)
+    rows = "per_device_train_batch_size · gradient_accumulation_steps · processes"
+    assert f"was made with {rows}: 4, and 2 is in force now" in " ".join(capsys.readouterr().err.split())
+    sft("--resume_from_checkpoint", checkpoint, "--gradient_accumulation_steps", 2)
 
 
 def test_the_file_that_says_done_is_written_last(sft, monkeypatch, tmp_path):
